@@ -1,0 +1,155 @@
+"""What a run leaves on disk, and how to know that a piece of it is whole.
+
+    RUN/recipe.yaml               the resolved recipe               RUN/report.html, report.md, report.json
+    RUN/reserved/NAME.parquet     the validation queries            RUN/data/NAME/   the rest, as `datasets` saves it
+    RUN/base/                     the model the first stage starts from
+    RUN/stages/STAGE/data/        what it trains on (train/, queries.parquet, funnel.json, examples.jsonl)
+    RUN/stages/STAGE/checkpoints/ checkpoint-N/, each with a manifest
+    RUN/stages/STAGE/model/       the result, as transformers and vLLM load it
+    RUN/stages/STAGE/metrics.jsonl, curve.jsonl, evaluation.json, samples.jsonl, stage.json
+
+A directory is complete when its manifest stands in it: the manifest is written last, and names every file with its size
+and checksum. A file is written beside its place and renamed. So an artefact is complete or absent, whatever was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is complete or absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, or return None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def seal(directory: Path, **facts: Any) -> None:
+    """Declare a directory complete: write its manifest, last, with every file's size and checksum, and `facts`."""
+    files = {
+        str(path.relative_to(directory)): {"size": path.stat().st_size, "crc32": _crc(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(directory / MANIFEST, {**facts, "files": files})
+
+
+def faults_of(directory: Path, *, checksums: bool = True) -> list[str]:
+    """What is wrong with a sealed directory: [] when it is whole."""
+    try:
+        manifest = read_json(directory / MANIFEST)
+    except ValueError as error:
+        return [f"{directory / MANIFEST}: not JSON ({error})"]
+    if manifest is None:
+        return [f"{directory}: incomplete (no {MANIFEST})"]
+    faults = []
+    for name, entry in manifest["files"].items():
+        path = directory / name
+        if not path.exists():
+            faults.append(f"{path}: missing")
+        elif path.stat().st_size != entry["size"]:
+            faults.append(f"{path}: {path.stat().st_size} bytes, {entry['size']} expected")
+        elif checksums and _crc(path) != entry["crc32"]:
+            faults.append(f"{path}: checksum differs")
+    return faults
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a sealed directory stands there (sizes looked at, checksums not)."""
+    return (directory / MANIFEST).exists() and not faults_of(directory, checksums=False)
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The artefacts of one stage."""
+
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def record(self) -> Path:
+        """stage.json: name, kind, parent, fingerprint, seconds, funnel. Written when the stage is finished."""
+        return self.path / "stage.json"
+
+    def clear(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The artefacts of one run."""
+
+    path: Path
+
+    def stage(self, name: str) -> StageDir:
+        return StageDir(self.path / "stages" / name)
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    def reserved(self, name: str) -> Path:
+        """The queries set aside for evaluation from the data set of that name (parquet)."""
+        return self.path / "reserved" / f"{name}.parquet"
+
+    def data(self, name: str) -> Path:
+        """The rest of the data set of that name (`datasets.load_from_disk`)."""
+        return self.path / "data" / name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"

@@ -1,0 +1,37 @@
+"""The one registry of stage kinds. A further kind is one file with one class, and one line here."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, Union
+
+from pydantic import Field, Tag, create_model
+from pydantic.types import Discriminator
+
+from posttrain.recipe.schema import ModelSpec, Recipe
+from posttrain.recipe.stage import Stage
+
+STAGE_KINDS = {
+    "sft": "posttrain.sft.stage:SftStage",
+    "grpo": "posttrain.rl.stage:GrpoStage",
+    "off_policy_distillation": "posttrain.distill.off_policy:OffPolicyDistillationStage",
+    "on_policy_distillation": "posttrain.distill.on_policy:OnPolicyDistillationStage",
+}
+
+
+def stage_class(kind: str) -> type[Stage]:
+    """The class of a registered kind."""
+    module, _, name = STAGE_KINDS[kind].partition(":")
+    cls: type[Stage] = getattr(import_module(module), name)
+    cls.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})
+    return cls
+
+
+@cache
+def recipe_model() -> type[Recipe]:
+    """The schema of a recipe with the stages of every registered kind, chosen by their `kind`."""
+    tagged = tuple(Annotated[stage_class(kind), Tag(kind)] for kind in STAGE_KINDS)
+    discriminator = Discriminator(lambda value: value.get("kind") if isinstance(value, dict) else value.kind)
+    union: Any = Annotated[Union[tagged], discriminator]  # noqa: UP007  built from the registry
+    return create_model("Recipe", __base__=Recipe, stages=(dict[str, union], Field(min_length=1)))

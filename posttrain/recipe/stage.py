@@ -1,0 +1,119 @@
+"""What every stage is: its options in the recipe, what it is given when it runs, and what it must do.
+
+A kind of stage is one file with one subclass of `Stage` and one line in `recipe/kinds.py`. The options are pydantic
+fields; heavy libraries are imported inside the methods, so that a recipe is read without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from posttrain.templates.families import Family, Kind
+
+if TYPE_CHECKING:
+    from posttrain.model.artifacts import RunDir, StageDir
+    from posttrain.recipe.schema import ModelSpec, Recipe
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault found by a stage in its own options. `loc` is the path below the stage, as ("queries", "from")."""
+
+    loc: tuple[str | int, ...]
+    what: str
+    why: str = ""
+    remedy: str = ""
+
+
+class Optimizer(BaseModel):
+    """`muon`: Muon on the matrices inside the blocks, AdamW (the trainer's own settings) on the rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["muon"] = "muon"
+    learning_rate: float = Field(gt=0.0, description="Muon's, for the matrices; AdamW's is train.learning_rate")
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage is given.
+
+    Attributes:
+        recipe: the whole recipe.
+        name: the stage's name; `recipe.stages[name]` is the stage itself.
+        run: the run's directory; `run.stage(other)` gives an earlier stage's artefacts.
+        dir: this stage's own directory.
+        start: directory of the model that the stage starts from (saved as transformers and vLLM load it).
+        teacher: directory of the teacher's model, or None.
+        family: the template family, with the recipe's overrides.
+        kind: kind of the model that the stage starts from.
+        quiet: print no progress bars.
+    """
+
+    recipe: Recipe
+    name: str
+    run: RunDir
+    dir: StageDir
+    start: Path
+    teacher: Path | None
+    family: Family
+    kind: Kind
+    quiet: bool = False
+
+    @property
+    def seed(self) -> int:
+        """A seed of this stage's own: stable when stages are added or moved."""
+        import zlib
+
+        return (self.recipe.seed * 1_000_003 + zlib.crc32(self.name.encode())) % (2**31)
+
+
+class Stage(BaseModel):
+    """Options that every kind of stage has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trainer_config: ClassVar[str] = ""
+    """`module:Class` of the config class that `train:` is checked against."""
+
+    kind: str
+    start_from: str | None = Field(default=None, description="an earlier stage, or `base`; default: the stage before")
+    model: ModelSpec | None = Field(default=None, description="start from this model instead (a student, say)")
+    teacher: str | None = Field(default=None, description="an earlier stage, a model directory or a hub id")
+    train: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's own config class")
+    optimizer: Optimizer | None = Field(default=None, description="default: the trainer's own")
+    evaluate_every: int = Field(default=0, ge=0, description="optimizer steps between two points of the accuracy curve; 0: none")
+    require: dict[str, str] = Field(
+        default_factory=dict, description='figures demanded of the evaluation, as {think_follow: ">= 0.95"}'
+    )
+
+    def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
+        """Faults that only the whole recipe shows. Called before anything heavy is imported."""
+        return iter(())
+
+    def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Every name under `data:` this stage uses, with its place below the stage."""
+        return []
+
+    def stage_references(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Every other stage this stage's data is built with (not start_from and teacher), with its place."""
+        return []
+
+    def result_kind(self, start_kind: Kind) -> Kind:
+        """The kind of the model this stage leaves."""
+        return start_kind
+
+    def build_data(self, context: StageContext) -> dict[str, Any]:
+        """Write what the stage trains on into `context.dir.data`; return the funnel (counts) as JSON-able data."""
+        raise NotImplementedError
+
+    def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
+        """A `transformers.Trainer` over the built data, ready for `train(resume_from_checkpoint=...)`."""
+        raise NotImplementedError
