@@ -49,7 +49,7 @@ class ModelSpec(Spec):
     gguf_file: str | None = None
     architecture: str | None = Field(default=None, description="a transformers class, as Qwen3ForCausalLM")
     config: dict[str, Any] = Field(default_factory=dict, description="options of the architecture's own config class")
-    tokenizer: str | TrainedTokenizer | None = Field(default=None, description="default: the one at `path`")
+    tokenizer: str | TrainedTokenizer | None = Field(default=None, description="default: the one at `path`; for a stage's own architecture, the recipe's")
     kind: Kind = Field(default="base", description="hybrid, thinking, instruct or base: gates what a stage may do")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = Field(default="sdpa", description="attn_implementation of transformers")
@@ -59,8 +59,6 @@ class ModelSpec(Spec):
     def _one_origin(self) -> ModelSpec:
         if (self.path is None) == (self.architecture is None):
             raise ValueError("give either `path` (hub id or directory) or `architecture` with `config`, not both or neither")
-        if self.architecture and self.tokenizer is None:
-            raise ValueError("a model built from its configuration needs a `tokenizer` (a path, or train_on)")
         return self
 
 
@@ -167,3 +165,9 @@ class Recipe(Spec):
     evaluation: EvaluationSpec
     engine: EngineSpec = Field(default_factory=EngineSpec)
     stages: dict[str, SerializeAsAny[Stage]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _base_has_a_tokenizer(self) -> Recipe:
+        if self.model.architecture and self.model.tokenizer is None:
+            raise ValueError("model: an architecture built from its configuration needs a `tokenizer` (a path, or train_on)")
+        return self

@@ -1,0 +1,141 @@
+"""The command line: parses, calls, prints. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from posttrain import __version__
+from posttrain.errors import PosttrainError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0 done, 2 bad input, 3 a gate missed, 130 stopped by the user."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("posttrain").setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return int(arguments.command(arguments) or 0)
+    except PosttrainError as error:
+        count = len(error.problems)
+        print(f"posttrain: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("posttrain: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    root = argparse.ArgumentParser(
+        prog="posttrain", description="Turn a base model into a Qwen3-style family: one recipe, stage by stage."
+    )
+    root.add_argument("--version", action="version", version=f"posttrain {__version__}")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="validate a recipe in seconds and print the plan")
+    _recipe_arguments(check)
+    check.set_defaults(command=_check)
+
+    run = commands.add_parser("run", help="run a recipe, or go on where it was stopped")
+    _recipe_arguments(run)
+    run.add_argument("--restart-from", metavar="STAGE", help="redo this stage and all after it")
+    run.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="write the report of a run, finished or not")
+    report.add_argument("run", type=Path, help="a run's directory")
+    report.set_defaults(command=_report)
+
+    evaluate = commands.add_parser("eval", help="score a model on a recipe's reserved queries, in every mode and budget")
+    _recipe_arguments(evaluate)
+    evaluate.add_argument("--model", required=True, help="a stage of the run, or a model directory")
+    evaluate.add_argument("--budget", type=int, action="append", default=[], help="a thinking budget in tokens; repeatable")
+    evaluate.add_argument("--quiet", action="store_true")
+    evaluate.set_defaults(command=_eval)
+
+    chat = commands.add_parser("chat", help="talk to a model in the terminal, modes and budget switchable")
+    chat.add_argument("model", type=Path, help="a model directory")
+    chat.add_argument("--budget", type=int, default=-1, help="thinking budget in tokens; -1: no limit")
+    chat.add_argument("--max-new-tokens", type=int, default=1024)
+    chat.set_defaults(command=_chat)
+
+    data = commands.add_parser("data", help="look at what a stage trains on").add_subparsers(required=True, metavar="WHAT")
+    preview = data.add_parser("preview", help="rendered samples with the loss mask in colour, and the counts")
+    _recipe_arguments(preview)
+    preview.add_argument("--stage", required=True)
+    preview.add_argument("--samples", type=int, default=4)
+    preview.set_defaults(command=_preview)
+    return root
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", type=Path, help="a recipe (YAML)")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.seed=1")
+    command.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; default: runs/NAME")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from posttrain.recipe.load import load_recipe
+    from posttrain.run.plan import print_plan
+
+    print_plan(load_recipe(arguments.recipe, arguments.set))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from posttrain.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, arguments.set)
+    from posttrain.run.pipeline import run_recipe
+
+    report = run_recipe(
+        loaded,
+        arguments.output or Path("runs") / loaded.recipe.name,
+        restart_from=arguments.restart_from,
+        quiet=arguments.quiet,
+    )
+    print(f"report: {report}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from posttrain.model.artifacts import RunDir
+    from posttrain.report.build import build_report
+
+    if not (arguments.run / "recipe.yaml").exists():
+        raise PosttrainError(f"{arguments.run}: no run there (no recipe.yaml)")
+    print(f"report: {build_report(RunDir(arguments.run))}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from posttrain.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, arguments.set)
+    from posttrain.run.evaluate import evaluate_and_print
+
+    evaluate_and_print(loaded, arguments.output, arguments.model, arguments.budget, quiet=arguments.quiet)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from posttrain.run.chat import chat
+
+    chat(arguments.model, thinking_budget=arguments.budget, max_new_tokens=arguments.max_new_tokens)
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from posttrain.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, arguments.set)
+    from posttrain.run.preview import preview_stage
+
+    preview_stage(loaded, arguments.output, arguments.stage, arguments.samples)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

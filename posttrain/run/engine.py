@@ -1,0 +1,27 @@
+"""A stage's training in this process, or under `accelerate launch` on as many processes and machines as the recipe says."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from posttrain.recipe.schema import ModelSpec
+    from posttrain.recipe.stage import StageContext
+
+
+def train(context: StageContext, spec: ModelSpec) -> None:
+    """Train a stage with the recipe's engine.
+
+    Raises:
+        PosttrainError: the launched processes failed, or fewer came up than the recipe asks for.
+    """
+    if context.recipe.engine.launcher == "accelerate":
+        from posttrain.run.launch import launch
+
+        launch(context)
+        return
+    from posttrain.run.train import train_stage
+
+    train_stage(context, spec)
+    gc.collect()

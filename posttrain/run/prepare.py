@@ -1,0 +1,68 @@
+"""What must stand before the first stage: data sets with their reserved part, and the models that stages start from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
+from posttrain.model.policy import build_policy, family_of
+from posttrain.recipe.references import start_of
+from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
+
+log = logging.getLogger("posttrain")
+
+
+def prepare(recipe: Recipe, run: RunDir, base_dir: Path, *, quiet: bool = False) -> None:
+    """Make what is missing of the data sets and starting models.
+
+    Args:
+        base_dir: the recipe's own folder: its relative paths begin there.
+    """
+    for name in recipe.data:
+        if not is_complete(run.data(name)):
+            _prepare_data(recipe, run, name, base_dir)
+    if not is_complete(run.base):
+        _build(recipe, run, recipe.model, run.base, recipe.seed)
+    for name in recipe.stages:
+        origin = start_of(recipe, name)
+        directory = run.stage(name).path / "start"
+        if origin[0] == "model" and not is_complete(directory):
+            spec: ModelSpec = origin[1]
+            if spec.architecture and spec.tokenizer is None:
+                spec = spec.model_copy(update={"tokenizer": str(run.base)})
+            _build(recipe, run, spec, directory, recipe.seed + 1)
+
+
+def _prepare_data(recipe: Recipe, run: RunDir, name: str, base_dir: Path) -> None:
+    """Load a data set, set the reserved rows aside, and drop what is too close to any reserved row of the recipe."""
+    from posttrain.data.prepare import prepare_data
+
+    directory = run.data(name)
+    shutil.rmtree(directory, ignore_errors=True)
+    facts = prepare_data(recipe, run, name, base_dir)
+    write_json(directory / "funnel.json", facts)
+    seal(directory, **facts)
+
+
+def _build(recipe: Recipe, run: RunDir, spec: ModelSpec, directory: Path, seed: int) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    texts = list(_texts(run, spec.tokenizer)) if isinstance(spec.tokenizer, TrainedTokenizer) else []
+    build_policy(spec, family_of(recipe.template), directory, seed=seed, texts=texts)
+    seal(directory)
+
+
+def _texts(run: RunDir, spec: TrainedTokenizer) -> Iterator[str]:
+    """The text of the recipe's own data, as a tokenizer's training text."""
+    from datasets import load_from_disk
+
+    for name in spec.train_on:
+        rows = load_from_disk(str(run.data(name)))
+        for row in rows.select(range(min(spec.samples, len(rows)))):
+            for message in row.get("prompt") or row.get("messages") or []:
+                yield message["content"] or ""
+                yield message.get("reasoning_content") or ""
+            yield row.get("reasoning") or ""
+            yield row.get("response") or ""
