@@ -1,0 +1,74 @@
+"""`posttrain chat`: a conversation in the terminal, mode and thinking budget switchable at any turn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import read_json
+from posttrain.model.generation import Generator, Prompt
+from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.templates.families import Family, Mode, get_family
+from posttrain.templates.render import Message
+
+HELP = "/think, /no_think: mode from here on   /budget N: thinking tokens (-1: no limit)   /clear: forget   /quit"
+
+
+def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
+    """Read questions from standard input until its end, and answer each.
+
+    Raises:
+        PosttrainError: no model stands at the directory.
+    """
+    if not (directory / "config.json").exists():
+        raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory"))
+    family = _family(directory)
+    generate = Generator(load_model(directory), load_tokenizer(directory), family, max_new_tokens=max_new_tokens)
+    mode: Mode = family.default_mode
+    history: list[Message] = []
+    print(HELP)
+    turn = 0
+    while True:
+        print(f"\n[{mode}, budget {thinking_budget}] > ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            print()
+            return
+        command, _, argument = line.strip().partition(" ")
+        if command in ("/think", "/no_think") and not argument:
+            mode = "thinking" if command == "/think" else "non_thinking"
+            if mode not in family.modes:
+                mode = family.default_mode
+                print(f"{family.name} knows {mode} only")
+        elif command == "/budget" and argument.lstrip("-").isdigit():
+            thinking_budget = int(argument)
+        elif command == "/clear":
+            history = []
+        elif line.strip():
+            history.append({"role": "user", "content": line.strip()})
+            turn += 1
+            history.append(_answer(generate, history, mode, thinking_budget, seed=turn))
+
+
+def _family(directory: Path) -> Family:
+    import dataclasses
+
+    facts = read_json(directory / "posttrain.json") or {"family": "qwen3", "stop_thinking": None}
+    family = get_family(facts["family"])
+    if facts["stop_thinking"] is not None:
+        family = dataclasses.replace(family, stop_thinking=facts["stop_thinking"])
+    return family
+
+
+def _answer(generate: Generator, history: list[Message], mode: Mode, thinking_budget: int, *, seed: int) -> Message:
+    budget = None if thinking_budget < 0 else thinking_budget
+    completion = generate([Prompt(messages=history, mode=mode, thinking_budget=budget)], seed=seed)[0]
+    dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    if completion.message.reasoning and completion.message.reasoning.strip():
+        print(f"{dim}{completion.message.reasoning.strip()}{plain}")
+    print(completion.message.content.strip())
+    closed = f", thinking closed by {completion.closed_by}" if completion.closed_by else ""
+    cut = ", cut off" if completion.truncated else ""
+    print(f"{dim}({completion.thinking_tokens} thinking tokens{closed}{cut}){plain}")
+    return completion.message.to_message()
