@@ -1,0 +1,66 @@
+"""Figures with their counts and 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+Z = 1.959964  # two-sided 95 %
+
+
+class Score(TypedDict):
+    """A proportion or a mean in [0, 1], its 95 % interval, and how many observations it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927): honest at 0, at 1 and at small n."""
+    if n <= 0:
+        return 0.0, 1.0
+    centre = (value + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def score(groups: Sequence[Sequence[float]]) -> Score:
+    """The mean over groups of observations in [0, 1], as the samples of one query.
+
+    Samples of one query resemble each other, so the interval rests on the effective number of observations: n over the
+    design effect, which lies between the number of groups and the number of observations (Kish 1965).
+    """
+    means = [sum(group) / len(group) for group in groups if group]
+    n = sum(len(group) for group in groups)
+    if not means:
+        return Score(value=0.0, low=0.0, high=1.0, n=0)
+    value = sum(means) / len(means)
+    spread = sum((mean - value) ** 2 for mean in means) / max(1, len(means) - 1) / len(means)
+    effective = value * (1 - value) / spread if spread > 0 else float(len(means))
+    low, high = wilson(value, min(float(n), max(float(len(means)), effective)))
+    return Score(value=value, low=low, high=high, n=n)
+
+
+def flat_score(values: Sequence[float]) -> Score:
+    """The mean of independent observations in [0, 1]."""
+    return score([[value] for value in values])
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """The chance that at least one of k samples is right, estimated without bias from n (Chen et al. 2021, eq. 1).
+
+    Raises:
+        ValueError: k is not in 1..n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
+    return 1.0 - math.prod((n - right - i) / (n - i) for i in range(k))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile; 0.0 of nothing."""
+    ordered = sorted(values)
+    return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) if ordered else 0.0
