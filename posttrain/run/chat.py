@@ -22,7 +22,9 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
         PosttrainError: no model stands at the directory.
     """
     if not (directory / "config.json").exists():
-        raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory"))
+        raise PosttrainError(
+            Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory")
+        )
     family = _family(directory)
     generate = Generator(load_model(directory), load_tokenizer(directory), family, max_new_tokens=max_new_tokens)
     mode: Mode = family.default_mode

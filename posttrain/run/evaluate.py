@@ -29,7 +29,9 @@ def evaluate_and_print(
     stage = run.stage(model) if model in recipe.stages else None
     directory = stage.model if stage else Path(model)
     if not (directory / "config.json").exists():
-        what = f"stage {model} has no model yet under {run.path}" if stage else f"{model}: no model there (no config.json)"
+        what = (
+            f"stage {model} has no model yet under {run.path}" if stage else f"{model}: no model there (no config.json)"
+        )
         raise PosttrainError(Problem(what, remedy=f"a directory, or one of the stages {', '.join(recipe.stages)}"))
     kind = kinds_of(recipe)[model][1] if stage else recipe.model.kind
     if not stage and kind == "base":

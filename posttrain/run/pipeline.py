@@ -24,6 +24,7 @@ from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import StageContext
 from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
+from posttrain.run.environment import environment
 from posttrain.run.gates import missed
 from posttrain.run.prepare import prepare
 
@@ -61,6 +62,7 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
     began = time.monotonic()
     _refuse_changes(pipeline, restart_from)
     write_text(pipeline.run.recipe, dump_resolved(loaded.recipe))
+    write_json(pipeline.run.path / "environment.json", environment())
     with _clock(pipeline, "preparation_seconds"):
         prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=quiet)
     try:
@@ -110,7 +112,12 @@ def _evaluate(context: StageContext) -> None:
     write_text(context.dir.samples, samples)
     write_json(
         context.dir.evaluation,
-        {"stage": context.name, "kind": kinds_of(recipe)[context.name][1], **result, "seconds": time.monotonic() - began},
+        {
+            "stage": context.name,
+            "kind": kinds_of(recipe)[context.name][1],
+            **result,
+            "seconds": time.monotonic() - began,
+        },
     )
 
 
@@ -179,7 +186,9 @@ def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
     names = list(pipeline.recipe.stages)
     if restart_from is not None:
         if restart_from not in names:
-            raise PosttrainError(Problem(f"--restart-from {restart_from}: no such stage", remedy=f"one of {', '.join(names)}"))
+            raise PosttrainError(
+                Problem(f"--restart-from {restart_from}: no such stage", remedy=f"one of {', '.join(names)}")
+            )
         for name in names[names.index(restart_from) :]:
             pipeline.run.stage(name).clear()
     problems = []

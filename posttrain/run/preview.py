@@ -37,7 +37,9 @@ def preview_stage(loaded: LoadedRecipe, output: Path | None, name: str, samples:
             origin = start_of(recipe, name)
             if origin[0] == "stage":
                 needed.add(origin[1])
-            missing = sorted(other for other in needed if other in recipe.stages and not is_complete(run.stage(other).model))
+            missing = sorted(
+                other for other in needed if other in recipe.stages and not is_complete(run.stage(other).model)
+            )
             if missing:
                 raise PosttrainError(
                     Problem(

@@ -140,7 +140,12 @@ def _write_model(trainer: Any, context: StageContext, spec: ModelSpec, start: St
     if (partial / "adapter_config.json").exists():
         _merge_adapter(partial, context, spec, start)
     (partial / "training_args.bin").unlink(missing_ok=True)
-    card = {"recipe": context.recipe.name, "stage": context.name, "started_from": str(context.start), "seed": context.seed}
+    card = {
+        "recipe": context.recipe.name,
+        "stage": context.name,
+        "started_from": str(context.start),
+        "seed": context.seed,
+    }
     dress_policy(partial, tokenizer, context.family, card=card)
     seal(partial, stage=context.name)
     shutil.rmtree(target, ignore_errors=True)
@@ -152,7 +157,9 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
     import torch
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(load_model(start.base, dtype=spec.dtype, attention=spec.attention), str(partial)).eval()
+    adapted = PeftModel.from_pretrained(
+        load_model(start.base, dtype=spec.dtype, attention=spec.attention), str(partial)
+    ).eval()
     probe = torch.arange(1, 33).unsqueeze(0)
     with torch.no_grad():
         before = adapted(probe).logits

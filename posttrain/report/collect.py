@@ -1,0 +1,181 @@
+"""The report's content, read from a run's artefacts alone: what `report.json` holds and the pages show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.model.artifacts import RunDir, read_json
+
+MODES = ("thinking", "non_thinking")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; [] where there is none. A line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def collect(run: RunDir) -> dict[str, Any]:
+    """Everything the report says. Stages that have not finished are listed with what they have."""
+    text = run.recipe.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text)
+    stages = [_stage(run, name, options) for name, options in recipe["stages"].items()]
+    by_name = {stage["name"]: stage for stage in stages}
+    for stage in stages:
+        stage["changes"] = _changes(stage, by_name.get(stage["parent"]))
+    curves = {stage["name"]: stage["budget_curve"] for stage in stages if stage["budget_curve"]}
+    clock = read_json(run.path / "clock.json") or {}
+    return {
+        "name": recipe["name"],
+        "finished": all(stage["finished"] for stage in stages),
+        "stages": stages,
+        "budget_curve": next(reversed(curves.values()), []),
+        "budget_curves": curves,
+        "distillation_vs_rl": _distillation_vs_rl(run, stages),
+        "wall_seconds": clock.get("wall_seconds", 0.0),
+        "time": _time(clock, stages),
+        "data": {name: read_json(run.data(name) / "funnel.json") for name in recipe["data"]},
+        "environment": read_json(run.path / "environment.json") or {},
+        "recipe": text,
+    }
+
+
+def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    directory = run.stage(name)
+    record = read_json(directory.record) or {}
+    evaluation = read_json(directory.evaluation) or {"scores": {}, "budget_curve": []}
+    scores, intervals = flatten(evaluation["scores"])
+    return {
+        "name": name,
+        "kind": options["kind"],
+        "parent": record.get("parent"),
+        "teacher": record.get("teacher"),
+        "model_kind": record.get("model_kind"),
+        "finished": bool(record),
+        "train_seconds": record.get("train_seconds"),
+        "data_seconds": record.get("data_seconds"),
+        "evaluation_seconds": record.get("evaluation_seconds"),
+        "flops": record.get("flops"),
+        "steps": record.get("steps"),
+        "scores": scores,
+        "intervals": intervals,
+        "by_difficulty": {
+            mode: {level: score["value"] for level, score in evaluation["scores"].get(mode, {}).get("by_difficulty", {}).items()}
+            for mode in MODES
+        },
+        "budget_curve": evaluation["budget_curve"],
+        "funnel": record.get("funnel"),
+        "metrics": read_lines(directory.metrics),
+        "curve": read_lines(directory.curve),
+        "samples": read_lines(directory.samples),
+    }
+
+
+def flatten(scores: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures as plain numbers, and beside them [low, high, n] under the same names."""
+    plain: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for mode in MODES:
+        for name, figure in _named(scores.get(mode, {})):
+            plain.setdefault(mode, {})[name] = figure.get("value", figure.get("mean"))
+            if "low" in figure:
+                intervals.setdefault(mode, {})[name] = [figure["low"], figure["high"], figure["n"]]
+    if follow := scores.get("think_follow"):
+        plain["think_follow"] = follow["value"]
+        intervals["think_follow"] = [follow["low"], follow["high"], follow["n"]]
+    return plain, intervals
+
+
+def _named(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The figures of a mode by name; those of single data sets as `data/NAME`, where there are several."""
+    named = [(name, figure) for name, figure in figures.items() if not name.startswith("by_")]
+    by_data = figures.get("by_data", {})
+    return named + [(f"data/{name}", figure) for name, figure in by_data.items() if len(by_data) > 1]
+
+
+def _changes(stage: Mapping[str, Any], parent: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a stage changed against the one it started from, gain or loss alike."""
+    if parent is None:
+        return {}
+    before, after = parent["scores"], stage["scores"]
+    changes: dict[str, Any] = {}
+    for mode in MODES:
+        for name, value in after.get(mode, {}).items():
+            old = before.get(mode, {}).get(name)
+            if value is not None and old is not None:
+                changes.setdefault(mode, {})[name] = value - old
+    if "think_follow" in after and "think_follow" in before:
+        changes["think_follow"] = after["think_follow"] - before["think_follow"]
+    return changes
+
+
+def _distillation_vs_rl(run: RunDir, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """On-policy distillation and RL from the same checkpoint, accuracy by compute (Qwen3 report, Table 21 in kind)."""
+    for distilled in stages:
+        for rl in stages:
+            same = distilled["parent"] is not None and distilled["parent"] == rl["parent"]
+            if distilled["kind"] == "on_policy_distillation" and rl["kind"] == "grpo" and same:
+                start = next((stage for stage in stages if stage["name"] == distilled["parent"]), None)
+                return {
+                    "start": {"stage": distilled["parent"], "scores": start["scores"].get("thinking", {}) if start else {}},
+                    "on_policy": [_point(row) for row in distilled["curve"]],
+                    "rl": [_point(row) for row in rl["curve"]],
+                    "stages": {"on_policy": distilled["name"], "rl": rl["name"]},
+                    "final": {
+                        "on_policy": distilled["scores"].get("thinking", {}),
+                        "rl": rl["scores"].get("thinking", {}),
+                    },
+                    "rl_accuracy_reached": reached(distilled["curve"], rl["curve"]),
+                }
+    return None
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "compute": row["train_seconds"],
+        "flops": row["flops"],
+        "accuracy": row["accuracy"],
+        "low": row["low"],
+        "high": row["high"],
+        "n": row["n"],
+        "step": row["step"],
+    }
+
+
+def reached(distilled: Sequence[Mapping[str, Any]], rl: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """At what share of RL's compute distillation first measured RL's final accuracy; None where it never did."""
+    if not rl or not distilled:
+        return None
+    goal = rl[-1]["accuracy"]
+    for row in distilled:
+        if row["accuracy"] >= goal and row["step"] > 0:
+            return {
+                "accuracy": goal,
+                "seconds": row["train_seconds"],
+                "rl_seconds": rl[-1]["train_seconds"],
+                "share_of_seconds": row["train_seconds"] / max(1e-9, rl[-1]["train_seconds"]),
+                "share_of_flops": row["flops"] / rl[-1]["flops"] if rl[-1]["flops"] else None,
+            }
+    return None
+
+
+def _time(clock: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Where the seconds went. `other` is ours: all but the trainers and the evaluation."""
+    wall = clock.get("wall_seconds", 0.0)
+    training = sum(stage["train_seconds"] or 0.0 for stage in stages)
+    evaluation = sum(stage["evaluation_seconds"] or 0.0 for stage in stages)
+    data = sum(stage["data_seconds"] or 0.0 for stage in stages)
+    return {
+        "training": training,
+        "evaluation": evaluation,
+        "data_building": data,
+        "preparation": clock.get("preparation_seconds", 0.0),
+        "other": max(0.0, wall - training - evaluation),
+        "other_share": max(0.0, wall - training - evaluation) / wall if wall else 0.0,
+    }

@@ -1,0 +1,52 @@
+"""Figures with intervals, against numbers derived by hand or by enumeration."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.evaluation.scores import flat_score, pass_at_k, percentile, score, wilson
+
+
+def test_wilson_at_the_edges() -> None:
+    # With p = 0 the interval is [0, z^2 / (n + z^2)]: 3.8415 / 103.8415 for n = 100.
+    assert wilson(0.0, 100) == (pytest.approx(0.0, abs=1e-12), pytest.approx(3.841459 / 103.841459, rel=1e-4))
+    low, high = wilson(1.0, 100)
+    assert (low, high) == (pytest.approx(1 - 3.841459 / 103.841459, rel=1e-4), pytest.approx(1.0))
+    assert wilson(0.3, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(case: tuple[int, int, int]) -> None:
+    n, right, k = case
+    samples = [1] * right + [0] * (n - right)
+    subsets = list(itertools.combinations(samples, k))
+    assert pass_at_k(right, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_refuses_more_than_it_has() -> None:
+    with pytest.raises(ValueError, match="pass@5"):
+        pass_at_k(1, 4, 5)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=3, max_size=3), min_size=1, max_size=40))
+def test_score_lies_in_its_interval(groups: list[list[float]]) -> None:
+    figure = score(groups)
+    assert 0 <= figure["low"] <= figure["value"] + 1e-9 and figure["value"] <= figure["high"] + 1e-9 <= 1 + 2e-9
+    assert figure["n"] == 3 * len(groups)
+
+
+def test_samples_of_one_query_are_not_independent() -> None:
+    alike = score([[1.0] * 10] * 5 + [[0.0] * 10] * 5)
+    apart = flat_score([1.0, 0.0] * 50)
+    assert alike["value"] == apart["value"] == 0.5
+    # 100 observations each, but only 10 independent ones in the first.
+    assert alike["high"] - alike["low"] > 2 * (apart["high"] - apart["low"])
+
+
+def test_percentile_of_nothing() -> None:
+    assert percentile([], 0.5) == 0.0
+    assert percentile([3, 1, 2], 0.5) == 2.0
