@@ -1,0 +1,174 @@
+"""The budget inside transformers' own `generate`, on a real tiny Qwen3 with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM
+
+from posttrain.budget.state import BudgetRule, BudgetState
+from posttrain.budget.transformers import ThinkingBudgetProcessor
+from posttrain.errors import PosttrainError
+
+PAD, EOS, OPEN, CLOSE = 0, 1, 2, 3
+RULE = BudgetRule((OPEN,), (CLOSE,), (10, 11, 12, CLOSE, 13), frozenset({EOS}))
+SPLIT = BudgetRule((OPEN, 5), (CLOSE, 5, 6), (10, 11, CLOSE, 5, 6, 13, 13), frozenset({EOS, 4}))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        intermediate_size=64,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+class Script(LogitsProcessor):  # type: ignore[misc]
+    """Makes every row want the ids of a script, one per step; what is forced comes after it and wins."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = list(ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, self.ids.pop(0) if self.ids else 20] += 1e4
+        return scores
+
+
+class Lean(LogitsProcessor):  # type: ignore[misc]
+    """Makes markers, halves of markers and ends likely."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, [OPEN, CLOSE]] += 2.0
+        for first, second in ((OPEN, 5), (CLOSE, 5), (5, 6)):
+            scores[input_ids[:, -1] == first, second] += 5.0
+        return scores
+
+
+def prompts(rows: int, longest: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded prompts of different lengths."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(14, 32, (rows, longest), generator=generator)
+    mask = torch.arange(longest) >= (torch.arange(rows) % (longest - 1))[:, None]
+    return ids.masked_fill(~mask, PAD), mask.long()
+
+
+def generate(
+    model: Any, processor: ThinkingBudgetProcessor, *before: LogitsProcessor, rows: int, **options: Any
+) -> list[list[int]]:
+    """The completions, up to and with the EOS."""
+    ids, mask = prompts(rows)
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": [EOS, 4]} | options
+    torch.manual_seed(3)
+    output = model.generate(
+        ids, attention_mask=mask, logits_processor=[*before, processor], pad_token_id=PAD, **options
+    )
+    processor.finish(output)
+    completions = []
+    for row in output[:, ids.shape[1] :].tolist():
+        ends = [at for at, token in enumerate(row) if token in (EOS, 4)]
+        completions.append(row[: ends[0] + 1] if ends else row)
+    return completions
+
+
+def test_budgets_of_a_mixed_batch_are_exact(model: Any) -> None:
+    budgets = [0, 1, 5, 30, None, -1]
+    processor = ThinkingBudgetProcessor(RULE, budgets)
+    completions = generate(model, processor, Script(20, OPEN), rows=6)
+    for budget, completion, state in zip(budgets, completions, processor.states, strict=True):
+        if budget is None or budget == -1:
+            assert completion == [20, OPEN] + [20] * 38
+            assert (state.thinking_tokens, state.closed_by, any(state.forced)) == (38, None, False)
+        else:
+            answer = [20] * (40 - 2 - budget - 5)
+            assert completion == [20, OPEN] + [20] * budget + [10, 11, 12, CLOSE, 13] + answer
+            assert (state.thinking_tokens, state.closed_by) == (budget, "budget")
+            assert [at for at, is_forced in enumerate(state.forced) if is_forced] == list(range(2 + budget, 7 + budget))
+
+
+@pytest.mark.parametrize("rule", [RULE, SPLIT])
+@pytest.mark.parametrize("thinking_open", [False, True])
+def test_every_sampled_row_keeps_the_rule(model: Any, rule: BudgetRule, thinking_open: bool) -> None:
+    rows = 96
+    budgets = [row % 12 for row in range(rows)]
+    processor = ThinkingBudgetProcessor(rule, budgets, thinking_open=[thinking_open] * rows, pad_token_id=PAD)
+    completions = generate(model, processor, Lean(), rows=rows, do_sample=True, temperature=1.5, top_k=0, max_new_tokens=80)
+    closed = set()
+    for budget, completion, state in zip(budgets, completions, processor.states, strict=True):
+        again = BudgetState(rule, budget, thinking_open=thinking_open)
+        for token, is_forced in zip(completion, state.forced, strict=False):
+            if not is_forced or again.forced_token() is None:  # a run that an EOS began is not in the stream
+                again.observe(token)
+            else:
+                assert again.forced_token() == token
+                again.observe(token)
+        assert state.thinking_tokens <= budget
+        assert completion[-1] not in rule.eos_ids or not state.thinking  # no EOS inside a block
+        assert len(state.forced) == len(completion)
+        closed.add(state.closed_by)
+    assert closed >= {"budget", "natural"}
+
+
+def test_eos_inside_thinking_closes_first(model: Any) -> None:
+    processor = ThinkingBudgetProcessor(RULE, [9, 9])
+    completions = generate(model, processor, Script(OPEN, 20, EOS, 20, 20, 20, EOS), rows=2)
+    assert completions == [[OPEN, 20, CLOSE, 13, 20, 20, EOS]] * 2
+    assert processor.states[0].closed_by == "eos"
+    assert processor.states[0].forced == [False, False, True, True, False, False, False]
+
+
+def test_rows_that_ended_are_left_alone(model: Any) -> None:
+    """Row 0 ends while row 1 goes on: padding must not count, open, or be forced."""
+
+    class EndFirstRow(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if input_ids.shape[1] == 12:
+                scores[0, EOS] += 1e5
+            return scores
+
+    processor = ThinkingBudgetProcessor(RULE, [4, 4])
+    completions = generate(model, processor, Script(20, 20, 20, 20, OPEN), EndFirstRow(), rows=2)
+    assert completions[0] == [20, 20, 20, EOS]
+    assert processor.states[0].forced == [False] * 4
+    assert completions[1][:14] == [20] * 4 + [OPEN] + [20] * 4 + list(RULE.stop_ids)
+
+
+def test_rows_without_a_limit_are_what_they_are_without_the_processor(model: Any) -> None:
+    ids, mask = prompts(8)
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": PAD, "eos_token_id": EOS}
+    plain = model.generate(ids, attention_mask=mask, **options)
+    watched = ThinkingBudgetProcessor(RULE, [None] * 8)
+    assert torch.equal(plain, model.generate(ids, attention_mask=mask, logits_processor=[watched], **options))
+
+
+def test_several_sequences_of_a_prompt_are_rows(model: Any) -> None:
+    processor = ThinkingBudgetProcessor(RULE, [2, 3, 4, 5])
+    ids, mask = prompts(2)
+    output = model.generate(
+        ids,
+        attention_mask=mask,
+        num_return_sequences=2,
+        do_sample=True,
+        max_new_tokens=20,
+        logits_processor=[Script(OPEN), processor],
+    )
+    assert [state.thinking_tokens for state in processor.finish(output)] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("budgets", [[3, 3], [3, 3, 3, 3, 3, 3]])
+def test_beams_are_refused(model: Any, budgets: list[int]) -> None:
+    ids, mask = prompts(2)
+    processor = ThinkingBudgetProcessor(RULE, budgets)
+    with pytest.raises(PosttrainError, match="beams move"):
+        model.generate(ids, attention_mask=mask, num_beams=3, max_new_tokens=30, logits_processor=[processor])
