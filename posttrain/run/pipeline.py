@@ -26,6 +26,7 @@ from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
 from posttrain.run.gates import missed
+from posttrain.run.launch import machine_rank
 from posttrain.run.prepare import prepare
 
 log = logging.getLogger("posttrain")
@@ -59,6 +60,9 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
         GateMissed: a stage misses what it must reach; the report is written first.
     """
     pipeline = Pipeline(loaded.recipe, RunDir(directory), quiet)
+    if machine_rank(loaded.recipe.engine) > 0:
+        follow(pipeline)
+        return pipeline.run.path / "report.html"
     began = time.monotonic()
     _refuse_changes(pipeline, restart_from)
     write_text(pipeline.run.recipe, dump_resolved(loaded.recipe))
@@ -72,6 +76,15 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
         _add_seconds(pipeline.run, "wall_seconds", time.monotonic() - began)
         report = _report(pipeline)
     return report
+
+
+def follow(pipeline: Pipeline) -> None:
+    """What a machine other than the first does: wait for each stage's data, train along, wait for its record."""
+    for context in pipeline.stages():
+        while not context.dir.record.exists():
+            if is_complete(context.dir.data) and not is_complete(context.dir.model):
+                engine.train(context, root_spec(context.recipe, context.name))
+            time.sleep(1.0)
 
 
 def run_stage(context: StageContext) -> None:
