@@ -1,0 +1,55 @@
+"""The one registry of tasks. A further task is one file with one class, and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib import import_module
+from typing import cast
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.tasks.task import Query, Task
+
+__all__ = ["TASKS", "Query", "Task", "get_task"]
+
+# A name that ends in a colon stands for a whole library of tasks: what follows the colon is handed to the class.
+TASKS: dict[str, str] = {
+    "arithmetic": "posttrain.tasks.arithmetic:Arithmetic",
+    "choice": "posttrain.tasks.verifiers:Choice",
+    "exact": "posttrain.tasks.verifiers:Exact",
+    "math": "posttrain.tasks.verifiers:Math",
+    "number": "posttrain.tasks.verifiers:Number",
+    "reasoning_gym:": "posttrain.tasks.reasoning_gym:ReasoningGym",
+}
+
+
+@cache
+def get_task(name: str) -> Task:
+    """The task of that name, one object per process.
+
+    Raises:
+        PosttrainError: there is none of that name (the nearest names are given), or it is known to be unsound.
+    """
+    library, colon, member = name.partition(":")
+    path = TASKS.get(library + colon)
+    if path is None or (colon and not member):
+        raise PosttrainError(_unknown(name))
+    module, _, attribute = path.partition(":")
+    cls = getattr(import_module(module), attribute)
+    return cast(Task, cls(member) if colon else cls())
+
+
+def _unknown(name: str) -> Problem:
+    from posttrain.tasks.reasoning_gym import NAMES
+
+    known = [task for task in TASKS if not task.endswith(":")] + [f"reasoning_gym:{member}" for member in NAMES]
+    library = name.partition(":")[0]
+    near = [f"reasoning_gym:{library}"] if library in NAMES else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if library == "boxed":
+        remedy = "every verifier reads the boxed answer by itself: exact, number, choice or math"
+    elif near:
+        remedy = f"did you mean {' or '.join(near)}?"
+    else:
+        short = sorted(task for task in TASKS if not task.endswith(":"))
+        remedy = f"there are {', '.join(short)} and reasoning_gym:NAME (as reasoning_gym:chain_sum)"
+    return Problem(f"no task is called {name!r}", remedy=remedy)

@@ -1,0 +1,123 @@
+"""Verifiers for rows from files: each compares the final answer of a response with the row's `answer`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.tasks import isolated
+from posttrain.tasks.answers import final_answer, last_line, parse_choice, parse_number
+from posttrain.tasks.task import Query
+
+log = logging.getLogger("posttrain")
+
+LONGEST_MATH = 2000  # characters
+MATH_DEADLINE = 5.0  # CPU-seconds
+
+
+class Verifier:
+    """Scores 1 for the right final answer, else 0. Makes no queries of its own."""
+
+    name: ClassVar[str]
+
+    def queries(self, size: int, seed: int, **options: Any) -> Iterator[Query]:
+        raise PosttrainError(
+            Problem(
+                f"{self.name!r} verifies answers and makes no queries",
+                remedy=f"give the rows by `path` or `dataset`, with `verifier: {self.name}`",
+            )
+        )
+
+    def score(self, content: str, query: Mapping[str, Any]) -> float:
+        reference = final_answer(query["answer"]) or query["answer"].strip()
+        return float(bool(reference) and bool(content) and self._right(content, reference))
+
+    def gold(self, query: Mapping[str, Any]) -> str:
+        return f"\\boxed{{{final_answer(query['answer']) or query['answer'].strip()}}}"
+
+    def problem(self, answer: str) -> str | None:
+        """Why a reference answer cannot be verified, or None. A loader asks this of every row."""
+        reference = final_answer(answer) or answer.strip()
+        return self._unreadable(reference) if reference else "the answer is empty"
+
+    def _right(self, content: str, reference: str) -> bool:
+        raise NotImplementedError
+
+    def _unreadable(self, reference: str) -> str | None:
+        return None
+
+
+class Exact(Verifier):
+    """The same text, case included; runs of white space count as one space."""
+
+    name = "exact"
+
+    def _right(self, content: str, reference: str) -> bool:
+        wanted = reference.split()
+        return wanted in ((final_answer(content) or content).split(), content.split())
+
+
+class Number(Verifier):
+    """The same number, exactly: 0.5 is 1/2, and 1,000 is 1e3."""
+
+    name = "number"
+
+    def _right(self, content: str, reference: str) -> bool:
+        number = parse_number(final_answer(content) or last_line(content))
+        return number is not None and number == parse_number(reference)
+
+    def _unreadable(self, reference: str) -> str | None:
+        return None if parse_number(reference) is not None else f"the answer {reference[:80]!r} is not one number"
+
+
+class Choice(Verifier):
+    """The same letter of a multiple choice."""
+
+    name = "choice"
+
+    def _right(self, content: str, reference: str) -> bool:
+        letter = parse_choice(final_answer(content) or last_line(content))
+        return letter is not None and letter == parse_choice(reference)
+
+    def _unreadable(self, reference: str) -> str | None:
+        return None if parse_choice(reference) else f"the answer {reference[:80]!r} is not the letter of a choice"
+
+
+class Math(Verifier):
+    """An equivalent expression, by math-verify.
+
+    It runs in a child process under a deadline: math-verify's own time limits work in a main thread only, and without
+    one `9^{9^{9}}` never ends. A reference of plain words is compared as text, since to math-verify "cat" is the
+    product of c, a and t, and so equal to "act".
+
+    Attributes:
+        faults: answers that could not be compared and scored 0, counted by kind.
+    """
+
+    name = "math"
+
+    def __init__(self) -> None:
+        self.faults: Counter[str] = Counter()
+
+    def _right(self, content: str, reference: str) -> bool:
+        answer = final_answer(content) or last_line(content)
+        if answer.split() == reference.split():
+            return True
+        if not answer or len(answer) > LONGEST_MATH or _is_words(reference):
+            return False
+        try:
+            return bool(isolated.call("posttrain.tasks.math_worker:equal", reference, answer, deadline=MATH_DEADLINE))
+        except isolated.Fault as fault:
+            self.faults[fault.kind] += 1
+            if self.faults[fault.kind] == 1:
+                log.warning("math: %r could not be compared (%s); such answers score 0", answer[:80], fault)
+            return False
+
+
+def _is_words(text: str) -> bool:
+    plain = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    return bool(re.fullmatch(r"[A-Za-z][A-Za-z '-]{2,}", plain)) and not re.fullmatch(r"[a-z]\s*-\s*[a-z]", plain)
