@@ -36,8 +36,6 @@ def render_samples(
     The pieces' borders are those of the loss spans. Raises PosttrainError for what cannot be rendered.
     """
     text, spans = render_training(messages, family, tools=tools, supervise_empty_think=supervise_empty_think)
-    if not text.isascii():
-        _check_unicode(text)
     if history == "strip":
         return list(_stripped(messages, family, tools, text, spans))
     pieces: list[Piece] = []
@@ -62,14 +60,6 @@ def _stripped(
             prompt = render(messages[:turn], family, tools=tools, add_generation_prompt=True)
             before = prompt[: prompt.rindex(family.message_start)]
         yield [(before + text[header:start], False), (text[start:end], True)]
-
-
-def _check_unicode(text: str) -> None:
-    """JSON can hold half of a surrogate pair; no tokenizer can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PosttrainError(Problem(f"not valid Unicode: {error.reason}, {error.object[error.start]!r}")) from error
 
 
 def control_token_in_answer(samples: list[list[Piece]], family: Family) -> str | None:
