@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, Features, Json, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -142,7 +142,7 @@ def test_the_mask_is_that_of_the_whole_text_by_character_offsets(case: tuple[Fam
 
 
 def test_a_token_does_not_straddle_the_border_of_the_loss() -> None:
-    """Served, the model gets "assistant\\n" and writes "\\n\\n"; the whole text at once would make one token of them."""
+    """Served, the model gets "assistant\\n" and writes "\\n\\n"; the text as a whole makes one token of them."""
     family = get_family("qwen2_5")
     messages = [user("a"), assistant("\n\nfour")]
     ((ids, mask),) = encoded(family, messages)
@@ -331,9 +331,13 @@ def test_tools_and_tool_calls_survive_arrow() -> None:
     assert counts.examples[0]["row"] == 1 and "not JSON" in counts.examples[0]["detail"]
 
 
-def test_the_same_data_without_python_objects_from_a_generator(tmp_path: Path) -> None:
-    """`from_generator` stores messages as JSON; the tokens are those of a struct column."""
+def test_json_columns_give_the_same_tokens_and_keep_their_nulls() -> None:
     rows = [[user("a"), assistant("b", reasoning_content="r")], [user("c"), assistant("d")]]
-    generated = Dataset.from_generator(lambda: ({"messages": row} for row in rows), cache_dir=str(tmp_path))
-    expected = tokenize_conversations(of_messages(*rows), tokenizer(), QWEN3)
-    assert tokenize_conversations(generated, tokenizer(), QWEN3)[:] == expected[:]
+    expected = tokenize_conversations(of_messages(*rows), tokenizer(), QWEN3)[:]
+    called = [user("a"), assistant("", tool_calls=[{"name": "f", "arguments": {"x": None}}])]
+    for feature in (Json(), List(Json())):
+        features = Features({"messages": feature})
+        stored = Dataset.from_dict({"messages": rows}, features=features)
+        assert tokenize_conversations(stored, tokenizer(), QWEN3)[:] == expected
+        stored = Dataset.from_dict({"messages": [called]}, features=features)
+        assert '{"x": null}' in decode(tokenize_conversations(stored, tokenizer(), QWEN3)[0]["input_ids"])

@@ -91,23 +91,26 @@ def _markers(family: Family) -> tuple[str, ...]:
     return (*turn, family.think_open, family.think_close, family.tool_call_open, family.tool_call_close)
 
 
-def read_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """A row's tools: a list, the JSON of one, or nothing. Raises PosttrainError for text that is not JSON."""
-    if isinstance(tools, str) and tools.strip():
+def read_tools(tools: Any, *, nulls: bool = False) -> list[dict[str, Any]] | None:
+    """A row's tools: a list, the JSON of one, or nothing. `nulls` as in `read_messages`; JSON text keeps them anyway.
+
+    Raises PosttrainError for text that is not JSON.
+    """
+    if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
+            return json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise PosttrainError(Problem(f"not JSON: {error}", "tools")) from error
-    return without_nulls(tools) or None
+    return (tools if nulls else without_nulls(tools)) or None
 
 
-def read_messages(messages: Any) -> Any:
+def read_messages(messages: Any, *, nulls: bool = False) -> Any:
     """A row's messages, without what Arrow made up.
 
-    A struct column gives every tool call the arguments of all, null where it has none: a null argument is one that was
-    not given. (An explicit null is lost with it; JSON text in `arguments` keeps it.)
+    A struct column gives every tool call the arguments of all, null where it has none. So there a null argument is one
+    that was not given, and a null that was meant is lost; a column of `datasets.Json` keeps it: say `nulls=True`.
     """
-    if not isinstance(messages, list):
+    if nulls or not isinstance(messages, list):
         return messages
     return [
         {**message, "tool_calls": without_nulls(message["tool_calls"])}

@@ -86,7 +86,8 @@ def tokenize_conversations(
     tokens = datasets.List(datasets.Value("int32"))
     kept = {name: dataset.features[name] for name in keep_columns}
     writer = SampleWriter(cache_file, datasets.Features({**kept, "input_ids": tokens, "labels": tokens}))
-    render_row = _row_renderer(family, history, supervise_empty_think, counts)
+    nulls = "Json" in str(dataset.features["messages"])  # stored as JSON: its nulls were meant
+    render_row = _row_renderer(family, history, supervise_empty_think, nulls, counts)
     try:
         for table, batch in _batches(dataset, render_row, batch_size):
             made = _Encoded.of(batch, backend).cut(max_length, overlong, counts)
@@ -141,14 +142,14 @@ def _check_columns(dataset: Dataset, keep_columns: Sequence[str]) -> None:
 
 
 def _row_renderer(
-    family: Family, history: History, supervise_empty_think: bool, counts: TokenCounts
+    family: Family, history: History, supervise_empty_think: bool, nulls: bool, counts: TokenCounts
 ) -> Callable[[int, Any, Any], list[list[Piece]]]:
     """A function from a row's number, messages and tools to its samples: [] where it was skipped, and counted."""
 
     def render_row(row: int, messages: Any, tools: Any) -> list[list[Piece]]:
         counts.conversations += 1
         try:
-            messages, tools = read_messages(messages), read_tools(tools)
+            messages, tools = read_messages(messages, nulls=nulls), read_tools(tools, nulls=nulls)
             samples = render_samples(
                 messages, family, tools=tools, history=history, supervise_empty_think=supervise_empty_think
             )
