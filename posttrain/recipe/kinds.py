@@ -28,10 +28,18 @@ def stage_class(kind: str) -> type[Stage]:
     return cls
 
 
-@cache
 def recipe_model() -> type[Recipe]:
     """The schema of a recipe with the stages of every registered kind, chosen by their `kind`."""
-    tagged = tuple(Annotated[stage_class(kind), Tag(kind)] for kind in STAGE_KINDS)
-    discriminator = Discriminator(lambda value: value.get("kind") if isinstance(value, dict) else value.kind)
-    union: Any = Annotated[Union[tagged], discriminator]  # noqa: UP007  built from the registry
+    return _model_of(tuple(STAGE_KINDS.items()))
+
+
+@cache
+def _model_of(kinds: tuple[tuple[str, str], ...]) -> type[Recipe]:
+    tagged = tuple(Annotated[stage_class(kind), Tag(kind)] for kind, _ in kinds)
+    union: Any = Annotated[Union[tagged], Discriminator(_kind_of)]  # noqa: UP007  built from the registry
     return create_model("Recipe", __base__=Recipe, stages=(dict[str, union], Field(min_length=1)))
+
+
+def _kind_of(stage: Any) -> str | None:
+    kind = stage.get("kind") if isinstance(stage, dict) else getattr(stage, "kind", None)
+    return kind if isinstance(kind, str) else None

@@ -37,7 +37,7 @@ class Adapter(Spec):
     lora: dict[str, Any] = Field(description="options of peft.LoraConfig")
     at_boundary: Literal["merge", "continue"] = Field(
         default="merge",
-        description="at a stage's end: merge the adapter into the weights, or hand it on to the next stage to train further",
+        description="at a stage's end: merge the adapter into the weights, or hand it on for the next stage to train",
     )
 
 
@@ -49,7 +49,9 @@ class ModelSpec(Spec):
     gguf_file: str | None = None
     architecture: str | None = Field(default=None, description="a transformers class, as Qwen3ForCausalLM")
     config: dict[str, Any] = Field(default_factory=dict, description="options of the architecture's own config class")
-    tokenizer: str | TrainedTokenizer | None = Field(default=None, description="default: the one at `path`; for a stage's own architecture, the recipe's")
+    tokenizer: str | TrainedTokenizer | None = Field(
+        default=None, description="default: the one at `path`; for a stage's own architecture, the recipe's"
+    )
     kind: Kind = Field(default="base", description="hybrid, thinking, instruct or base: gates what a stage may do")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = Field(default="sdpa", description="attn_implementation of transformers")
@@ -58,7 +60,7 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
         if (self.path is None) == (self.architecture is None):
-            raise ValueError("give either `path` (hub id or directory) or `architecture` with `config`, not both or neither")
+            raise ValueError("give either `path` (hub id or directory) or `architecture` with `config`, one of the two")
         return self
 
 
@@ -81,7 +83,9 @@ class DataSpec(Spec):
     options: dict[str, Any] = Field(default_factory=dict, description="the task's own options")
     format: Literal["auto", "conversational", "prompt_completion", "queries"] = "auto"
     map: dict[str, str] = Field(default_factory=dict, description="new column: existing column, or template string")
-    filter: str | None = Field(default=None, description="an expression over the columns; rows where it is false are left out")
+    filter: str | None = Field(
+        default=None, description="an expression over the columns; rows where it is false are left out"
+    )
     limit: int | None = Field(default=None, gt=0)
     verifier: str | None = Field(default=None, description="the task that scores answers to these rows")
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
@@ -124,10 +128,14 @@ class EvaluationSpec(Spec):
     max_new_tokens: int = Field(default=1024, gt=0)
     batch_size: int = Field(default=64, gt=0)
     budgets: list[int] = Field(default_factory=list, description="thinking budgets of the budget curve, in tokens")
-    budget_stages: list[str] = Field(default_factory=list, description="stages it is drawn for; default: the last hybrid flagship")
+    budget_stages: list[str] = Field(
+        default_factory=list, description="stages it is drawn for; default: the last hybrid flagship"
+    )
     think_follow: ThinkFollow = Field(default_factory=ThinkFollow)
     sampling: dict[Mode, SamplingSpec] = Field(default_factory=dict, description="default: the family's")
-    curve_queries: int = Field(default=128, gt=0, description="reserved queries used by `evaluate_every` during training")
+    curve_queries: int = Field(
+        default=128, gt=0, description="reserved queries used by `evaluate_every` during training"
+    )
     seed: int = 1234
 
 
@@ -165,9 +173,3 @@ class Recipe(Spec):
     evaluation: EvaluationSpec
     engine: EngineSpec = Field(default_factory=EngineSpec)
     stages: dict[str, SerializeAsAny[Stage]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _base_has_a_tokenizer(self) -> Recipe:
-        if self.model.architecture and self.model.tokenizer is None:
-            raise ValueError("model: an architecture built from its configuration needs a `tokenizer` (a path, or train_on)")
-        return self

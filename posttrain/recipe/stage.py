@@ -6,7 +6,7 @@ fields; heavy libraries are imported inside the methods, so that a recipe is rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -82,6 +82,8 @@ class Stage(BaseModel):
 
     trainer_config: ClassVar[str] = ""
     """`module:Class` of the config class that `train:` is checked against."""
+    owned_options: ClassVar[Mapping[str, str]] = {}
+    """Options of that class which this kind of stage sets itself, each with the reason told to a user who gives it."""
 
     kind: str
     start_from: str | None = Field(default=None, description="an earlier stage, or `base`; default: the stage before")
@@ -89,7 +91,9 @@ class Stage(BaseModel):
     teacher: str | None = Field(default=None, description="an earlier stage, a model directory or a hub id")
     train: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's own config class")
     optimizer: Optimizer | None = Field(default=None, description="default: the trainer's own")
-    evaluate_every: int = Field(default=0, ge=0, description="optimizer steps between two points of the accuracy curve; 0: none")
+    evaluate_every: int = Field(
+        default=0, ge=0, description="optimizer steps between two points of the accuracy curve; 0: none"
+    )
     require: dict[str, str] = Field(
         default_factory=dict, description='figures demanded of the evaluation, as {think_follow: ">= 0.95"}'
     )

@@ -1,0 +1,163 @@
+"""Paths in a recipe: relative ones begin at the recipe's own folder, and one that looks local never goes to a hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.recipe.references import Parts, models_of
+from posttrain.recipe.schema import DataSpec, ModelSpec
+from posttrain.recipe.stage import Fault
+from posttrain.recipe.words import Loc, nearest
+
+LOCAL_ENDINGS = (".gguf", ".safetensors", ".bin", ".json", ".jsonl", ".parquet", ".csv", ".txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def looks_local(text: str, folder: Path) -> bool:
+    """Whether a model, tokenizer or data set name means something on this machine.
+
+    A hub id is one word or `owner/name`. Anything else, anything that exists beside the recipe, and `owner/name` where
+    `owner` is a folder there, is a path.
+    """
+    if text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or text.endswith(LOCAL_ENDINGS):
+        return True
+    return (folder / text).exists() or ("/" in text and (folder / text.partition("/")[0]).is_dir())
+
+
+def absolute(text: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(text).expanduser())
+
+
+def with_absolute_paths(value: Any, folder: Path) -> Any:
+    """A recipe's value with its local paths absolute: the resolved recipe means the same wherever it is read."""
+    if not isinstance(value, dict):
+        return value
+    stages = _mapping(value.get("stages"))
+    made = dict(value)
+    if "model" in value:
+        made["model"] = _model(value["model"], folder)
+    if isinstance(value.get("data"), dict):
+        made["data"] = {name: _data(spec, folder) for name, spec in value["data"].items()}
+    if stages:
+        made["stages"] = {name: _stage(stage, stages, folder) for name, stage in stages.items()}
+    return made
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _replace(value: Any, key: str, folder: Path, *, always: bool = False) -> Any:
+    text = _mapping(value).get(key)
+    if not isinstance(text, str) or not text or not (always or looks_local(text, folder)):
+        return value
+    return {**value, key: absolute(text, folder)}
+
+
+def _model(model: Any, folder: Path) -> Any:
+    return _replace(_replace(model, "path", folder), "tokenizer", folder)
+
+
+def _data(spec: Any, folder: Path) -> Any:
+    return _replace(_replace(spec, "path", folder, always=True), "dataset", folder)
+
+
+def _stage(stage: Any, stages: Mapping[Any, Any], folder: Path) -> Any:
+    if isinstance(stage, dict) and "model" in stage:
+        stage = {**stage, "model": _model(stage["model"], folder)}
+    teacher = _mapping(stage).get("teacher")
+    return stage if isinstance(teacher, str) and teacher in stages else _replace(stage, "teacher", folder)
+
+
+def path_faults(parts: Parts) -> Iterator[Fault]:
+    """Paths of a recipe (made absolute) that lead nowhere, and names that are neither a path nor a hub id."""
+    for name, spec in parts.data.items():
+        yield from _data_path_faults(spec, ("data", name))
+    for loc, model in models_of(parts):
+        yield from _model_path_faults(model, loc)
+    for name, stage in parts.stages.items():
+        if stage.teacher is not None and stage.teacher not in parts.stage_names:
+            here: Loc = ("stages", name, "teacher")
+            yield from _model_directory_faults(stage.teacher, here, stages=parts.stage_names)
+
+
+def _data_path_faults(spec: DataSpec, loc: Loc) -> Iterator[Fault]:
+    if spec.dataset is not None and os.path.isabs(spec.dataset) and not os.path.exists(spec.dataset):
+        yield _missing(spec.dataset, (*loc, "dataset"))
+    if spec.path is None:
+        return
+    here = (*loc, "path")
+    if not os.path.exists(spec.path):
+        if not glob.has_magic(spec.path):
+            yield _missing(spec.path, here)
+        elif not glob.glob(spec.path, recursive=True):
+            yield Fault(here, f"no file matches {spec.path}", remedy="check the pattern and the folder")
+    elif os.path.isfile(spec.path) and os.path.getsize(spec.path) == 0:
+        yield Fault(here, f"{spec.path} is empty")
+    elif os.path.isdir(spec.path) and not os.listdir(spec.path):
+        yield Fault(here, f"the folder {spec.path} is empty")
+
+
+def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
+    if model.path is not None:
+        yield from _model_directory_faults(model.path, (*loc, "path"), gguf=model.gguf_file)
+        path = Path(model.path)
+        own = any((path / file).exists() for file in TOKENIZER_FILES)
+        if (path / "config.json").exists() and model.tokenizer is None and not own:
+            what = f"{path} has no tokenizer, and the recipe names none"
+            yield Fault((*loc, "path"), what, remedy="give `tokenizer:` (a path, a hub id, or train_on)")
+    if isinstance(model.tokenizer, str):
+        here, path = (*loc, "tokenizer"), Path(model.tokenizer)
+        if not path.is_absolute():
+            yield from _hub_faults(model.tokenizer, here, [])
+        elif not path.exists():
+            yield _missing(model.tokenizer, here)
+        elif not any((path / file).exists() for file in TOKENIZER_FILES):
+            yield Fault(here, f"{path} holds no tokenizer", remedy=f"it needs one of {', '.join(TOKENIZER_FILES)}")
+
+
+def _model_directory_faults(
+    text: str, loc: Loc, *, gguf: str | None = None, stages: list[str] | None = None
+) -> Iterator[Fault]:
+    path = Path(text)
+    if not path.is_absolute():
+        yield from _hub_faults(text, loc, stages or [])
+    elif not path.exists():
+        yield _missing(text, loc)
+    elif path.is_file():
+        remedy = (
+            f"write path: {path.parent} and gguf_file: {path.name}" if path.suffix == ".gguf" else "name its folder"
+        )
+        yield Fault(loc, f"{path} is a file, not a model's directory", remedy=remedy)
+    elif gguf is not None and not (path / gguf).is_file():
+        yield _missing(str(path / gguf), (*loc[:-1], "gguf_file"))
+    elif gguf is None and not (path / "config.json").exists():
+        yield Fault(loc, f"{path} is no model's directory: it has no config.json")
+
+
+def _hub_faults(text: str, loc: Loc, stages: list[str]) -> Iterator[Fault]:
+    """A name that exists nowhere here: a hub id has an owner. Nothing is looked up."""
+    if "/" in text:
+        return
+    near = nearest(text, stages)
+    remedy = (
+        f"did you mean the stage `{near}`?" if near else f"write ./{text} for a directory, owner/{text} for a hub id"
+    )
+    what = f"`{text}` is neither a path nor a hub id" + (" nor a stage" if stages else "")
+    yield Fault(loc, what, remedy=remedy)
+
+
+def _missing(text: str, loc: Loc) -> Fault:
+    """A path that is not there; the nearest name in its folder, where that exists, may be what was meant."""
+    path = Path(text)
+    folder = next(parent for parent in path.parents if parent.exists())
+    wanted = path.relative_to(folder).parts[0]
+    near = nearest(wanted, os.listdir(folder)) if folder.is_dir() else None
+    remedy = f"did you mean {folder / near}?" if near else "relative paths begin at the recipe's folder"
+    return Fault(
+        loc, f"{text} does not exist", why="it is taken as a local path; nothing is looked up on a hub", remedy=remedy
+    )

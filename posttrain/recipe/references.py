@@ -1,0 +1,245 @@
+"""What one part of a recipe says of another: which model a stage starts from, which data it uses, of what kind it is.
+
+Everything here works on a recipe that is partly wrong as well, so that all its problems are told at once: `Parts` holds
+what is sound, and a check that would need an unsound part waits until that is mended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from posttrain.errors import PosttrainError
+from posttrain.recipe.demands import demand_faults, figure_names
+from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
+from posttrain.recipe.stage import Fault, Stage
+from posttrain.recipe.words import Loc, did_you_mean
+from posttrain.tasks.registry import get_task
+from posttrain.templates.families import Family, Kind, get_family
+
+BASE = "base"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+Origin = tuple[Literal["stage"], str] | tuple[Literal["model"], ModelSpec] | tuple[Literal["base"]]
+
+
+def start_of(recipe: Recipe, name: str) -> Origin:
+    """What a stage starts from: an earlier stage's model, a model of its own, or the recipe's base model."""
+    return _start(recipe.stages, list(recipe.stages), name)
+
+
+def _start(stages: Mapping[str, Stage], order: list[str], name: str) -> Origin:
+    stage = stages[name]
+    if stage.model is not None:
+        return "model", stage.model
+    if stage.start_from is not None:
+        return ("base",) if stage.start_from == BASE else ("stage", stage.start_from)
+    position = order.index(name)
+    return ("stage", order[position - 1]) if position else ("base",)
+
+
+def kinds_of(recipe: Recipe) -> dict[str, tuple[Kind, Kind]]:
+    """For each stage, the kind of the model it starts from and the kind of the model it leaves."""
+    return _kinds(recipe.stages, list(recipe.stages), recipe.model)
+
+
+def _kinds(stages: Mapping[str, Stage], order: list[str], base: ModelSpec) -> dict[str, tuple[Kind, Kind]]:
+    """As `kinds_of`, for the stages that are sound and start from a sound one."""
+    kinds: dict[str, tuple[Kind, Kind]] = {}
+    for name in order:
+        if name not in stages:
+            continue
+        origin = _start(stages, order, name)
+        if origin[0] == "stage" and origin[1] not in kinds:
+            continue
+        start = kinds[origin[1]][1] if origin[0] == "stage" else origin[1].kind if origin[0] == "model" else base.kind
+        kinds[name] = (start, stages[name].result_kind(start))
+    return kinds
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A recipe's parts that are sound, and the names of all of them.
+
+    Attributes:
+        data_names, stage_names: every name in the file, in order, sound or not.
+        recipe: the recipe made of the sound parts; None where model, template, evaluation or engine is not sound.
+    """
+
+    data_names: list[str]
+    stage_names: list[str]
+    data: Mapping[str, DataSpec]
+    stages: Mapping[str, Stage]
+    model: ModelSpec | None
+    evaluation: EvaluationSpec | None
+    recipe: Recipe | None
+
+
+def reference_faults(parts: Parts) -> Iterator[Fault]:
+    """Everything wrong between the parts of a recipe."""
+    yield from _name_faults(parts)
+    for name, stage in parts.stages.items():
+        yield from _stage_reference_faults(parts, name, stage)
+    for loc, model in models_of(parts):
+        if isinstance(model.tokenizer, TrainedTokenizer):
+            for index, name in enumerate(model.tokenizer.train_on):
+                yield from _data_faults(parts, name, (*loc, "tokenizer", "train_on", index))
+    if parts.model is not None and parts.model.architecture and parts.model.tokenizer is None:
+        remedy = "give `tokenizer:` (a path, or train_on)"
+        yield Fault(("model",), "a model built from its configuration needs a tokenizer", remedy=remedy)
+    for name, spec in parts.data.items():
+        yield from _task_faults(name, spec)
+    yield from _evaluation_faults(parts)
+    if parts.recipe is not None:
+        yield from _whole_faults(parts, parts.recipe)
+
+
+def models_of(parts: Parts) -> Iterator[tuple[Loc, ModelSpec]]:
+    """Every model that is described in the recipe, with its place."""
+    if parts.model is not None:
+        yield ("model",), parts.model
+    for name, stage in parts.stages.items():
+        if stage.model is not None:
+            yield ("stages", name, "model"), stage.model
+
+
+def _name_faults(parts: Parts) -> Iterator[Fault]:
+    for section, names in (("data", parts.data_names), ("stages", parts.stage_names)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                why = "it names a folder of the run, and is written after a dot in --set"
+                remedy = "use letters, digits, `-` and `_`, a letter or digit first"
+                yield Fault((section, name), f"{name!r} cannot be a name under `{section}:`", why, remedy)
+    if BASE in parts.stage_names:
+        yield Fault(
+            ("stages", BASE), "no stage can be called `base`", "`start_from: base` is the recipe's model", "rename it"
+        )
+
+
+def _earlier(parts: Parts, name: str) -> list[str]:
+    return parts.stage_names[: parts.stage_names.index(name)]
+
+
+def _stage_reference_faults(parts: Parts, name: str, stage: Stage) -> Iterator[Fault]:
+    here: Loc = ("stages", name)
+    if stage.start_from is not None and stage.model is not None:
+        what = f"stage `{name}` is told to start from two models: `start_from` and `model`"
+        yield Fault((*here, "start_from"), what, remedy="keep one of the two")
+    elif stage.start_from not in (None, BASE):
+        yield from _earlier_faults(parts, name, str(stage.start_from), (*here, "start_from"), extra=[BASE])
+    if stage.teacher in parts.stage_names:
+        yield from _earlier_faults(parts, name, str(stage.teacher), (*here, "teacher"))
+    for loc, other in stage.stage_references():
+        yield from _earlier_faults(parts, name, other, (*here, *loc), extra=[BASE])
+    for loc, data in stage.data_references():
+        yield from _data_faults(parts, data, (*here, *loc))
+
+
+def _earlier_faults(
+    parts: Parts, name: str, other: str, loc: Loc, *, extra: list[str] | None = None
+) -> Iterator[Fault]:
+    """A reference of stage `name` to a stage `other`, which must be an earlier one or one of `extra`."""
+    known = [*_earlier(parts, name), *(extra or [])]
+    if other in known:
+        return
+    if other == name:
+        yield Fault(loc, f"stage `{name}` refers to itself", remedy=did_you_mean("", known))
+    elif other in parts.stage_names:
+        yield Fault(
+            loc, f"stage `{other}` comes after `{name}`", "stages run in the order written", "move one of the two"
+        )
+    else:
+        yield Fault(loc, f"there is no stage `{other}`", remedy=did_you_mean(other, known))
+
+
+def _data_faults(parts: Parts, name: str, loc: Loc) -> Iterator[Fault]:
+    if name not in parts.data_names:
+        yield Fault(loc, f"there is no `{name}` under `data:`", remedy=did_you_mean(name, parts.data_names))
+
+
+def _task_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
+    for field, task in (("task", spec.task), ("verifier", spec.verifier)):
+        try:
+            if task is not None:
+                get_task(task)
+        except PosttrainError as error:
+            yield from _located(error, ("data", name, field))
+            return
+    # A task of a library asks its library, which takes seconds to import: see LoadedRecipe.check_libraries.
+    if spec.task is not None and ":" not in spec.task:
+        yield from task_option_faults(name, spec)
+
+
+def task_option_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
+    """What a data set's task says of its options."""
+    loc: Loc = ("data", name, "options") if spec.options else ("data", name, "task")
+    taken = [option for option in ("size", "seed") if option in spec.options]
+    if taken:
+        yield Fault((*loc, taken[0]), f"`{taken[0]}` stands beside `options:`, not in it", remedy="move it up")
+        return
+    try:
+        get_task(str(spec.task)).queries(1, 0, **spec.options)
+    except PosttrainError as error:
+        yield from _located(error, loc)
+    except (TypeError, ValueError) as error:
+        yield Fault(loc, f"task {spec.task} cannot take these options: {error}")
+
+
+def _located(error: PosttrainError, loc: Loc) -> Iterator[Fault]:
+    for problem in error.problems:
+        yield Fault(loc, problem.what, problem.why, problem.remedy)
+
+
+def _evaluation_faults(parts: Parts) -> Iterator[Fault]:
+    evaluation = parts.evaluation
+    if evaluation is None:
+        return
+    for index, name in enumerate(evaluation.data):
+        loc: Loc = ("evaluation", "data", index)
+        yield from _data_faults(parts, name, loc)
+        if name in parts.data and parts.data[name].reserve == 0:
+            why = "evaluation scores rows that no stage trains on"
+            remedy = f"give data.{name} a `reserve:`, as 256"
+            yield Fault(loc, f"`{name}` sets no rows aside for evaluation", why, remedy)
+    for index, name in enumerate(evaluation.budget_stages):
+        if name not in parts.stage_names:
+            remedy = did_you_mean(name, parts.stage_names)
+            yield Fault(("evaluation", "budget_stages", index), f"there is no stage `{name}`", remedy=remedy)
+    for index, budget in enumerate(evaluation.budgets):
+        if budget < 0:
+            what = f"a thinking budget of {budget} tokens is less than none"
+            yield Fault(("evaluation", "budgets", index), what, remedy="0 is no thinking at all")
+
+
+def _whole_faults(parts: Parts, recipe: Recipe) -> Iterator[Fault]:
+    """What only the whole recipe shows: the family, the engine, kinds along the stages, each stage's own faults."""
+    if recipe.engine.strategy in ("zero2", "zero3") and find_spec("deepspeed") is None:
+        what = f"engine.strategy: {recipe.engine.strategy} needs DeepSpeed, which is not installed"
+        yield Fault(("engine", "strategy"), what, remedy="pip install 'posttrain[deepspeed]'")
+    try:
+        family = get_family(recipe.template.family)
+    except PosttrainError as error:
+        yield from _located(error, ("template", "family"))
+        return
+    for loc, model in models_of(parts):
+        yield from _kind_faults(model, family, loc)
+    for name, (start, result) in _kinds(parts.stages, parts.stage_names, recipe.model).items():
+        stage = parts.stages[name]
+        used = {data for _, data in stage.data_references()} | {other for _, other in stage.stage_references()}
+        if used <= {*parts.data, *parts.stages, BASE}:
+            for fault in stage.faults(recipe, start):
+                yield Fault(("stages", name, *fault.loc), fault.what, fault.why, fault.remedy)
+        figures = figure_names(recipe.evaluation, family, result)
+        for figure, demand in stage.require.items():
+            yield from demand_faults(figure, demand, figures, ("stages", name, "require", figure))
+
+
+def _kind_faults(model: ModelSpec, family: Family, loc: Loc) -> Iterator[Fault]:
+    needed = {"hybrid": 2, "thinking": 1, "instruct": 1, "base": 0}[model.kind]
+    modes = {"hybrid": {"thinking", "non_thinking"}, "thinking": {"thinking"}, "instruct": {"non_thinking"}}
+    if needed and not modes[model.kind] <= set(family.modes):
+        what = f"a {model.kind} model does not go with the template family {family.name}"
+        why = f"that family has only {' and '.join(family.modes)}"
+        yield Fault((*loc, "kind"), what, why, "change `kind:`, or `template.family:`")

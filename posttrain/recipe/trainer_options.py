@@ -1,0 +1,213 @@
+"""The options of libraries in a recipe, checked against the classes that take them: `train:`, `lora:`, `config:`.
+
+They are not declared again here: names, types and choices are read from the installed library's own source
+(`option_fields.py`). What stands here is only what the product decides itself, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from posttrain.recipe.option_fields import OptionField, architecture_config, config_fields
+from posttrain.recipe.option_types import choices_of, mismatch
+from posttrain.recipe.stage import Fault, Stage
+from posttrain.recipe.words import Loc, describe, did_you_mean, either, mend, nearest
+
+OURS = {
+    "where files go is the run's: RUN/stages/STAGE": "output_dir logging_dir overwrite_output_dir",
+    "the same command resumes by itself": "resume_from_checkpoint",
+    "a stage resumed from such a checkpoint would not end as an uninterrupted one": "ignore_data_skip save_only_model",
+    "every stage's seed comes from the recipe's `seed:`": "seed data_seed",
+    "`engine:` says where and on how many processes a trainer runs": (
+        "use_cpu local_rank deepspeed fsdp fsdp_config accelerator_config parallelism_config ddp_backend"
+    ),
+    "`evaluation:` scores every stage in every mode; `evaluate_every` draws the curve": (
+        "do_eval do_predict eval_strategy eval_steps eval_on_start eval_delay "
+        "load_best_model_at_end metric_for_best_model"
+    ),
+    "a stage trains; nothing else is asked of its trainer": "do_train",
+    "`template:` names the chat template": "chat_template_path",
+    "mode and thinking budget are chosen for each sample, not for a run": "chat_template_kwargs",
+    "`model:` names the model and how it is loaded": "model_init_kwargs trust_remote_code",
+    "the stage's `teacher:` names the teacher": (
+        "teacher_model_name_or_path teacher_model_revision teacher_model_init_kwargs"
+    ),
+    "the stage's data decides its columns": "remove_unused_columns dataset_text_field dataset_kwargs",
+    "a secret would be written into the run: set the variable HF_TOKEN": "hub_token",
+}
+LORA_OURS = {
+    "`model:` names the model": "base_model_name_or_path revision",
+    "the adapter is a LoRA that is trained": "peft_type inference_mode auto_mapping peft_version",
+}
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "r": 1,
+}
+LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
+# Taken by transformers' base configuration through keyword arguments, and so among no class's fields.
+CONFIG_KEYWORDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+REPORTERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "comet_ml": "comet_ml",
+    "clearml": "clearml",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "dvclive": "dvclive",
+    "codecarbon": "codecarbon",
+    "azure_ml": "azureml",
+    "dagshub": "dagshub",
+    "flyte": "flytekit",
+}
+
+
+def option_names(config: str) -> Collection[str]:
+    """The options of a config class (`module:Class`); none where it cannot be read."""
+    try:
+        return config_fields(config) if config else ()
+    except LookupError:
+        return ()
+
+
+def train_faults(stage: type[Stage], train: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
+    """What is wrong with a stage's `train:`. `loc` is its place."""
+    if not stage.trainer_config:
+        return
+    ours = {name: reason for reason, names in OURS.items() for name in names.split()} | dict(stage.owned_options)
+    beside = [name for name in stage.model_fields if name in train]
+    for fault in option_faults(stage.trainer_config, train, loc, ours=ours):
+        if fault.loc[-1] in beside and fault.what.startswith("unknown"):
+            yield Fault(fault.loc, fault.what, remedy="it is an option of the stage: write it beside `train:`")
+        elif fault.loc[-1] == "optim" and train.get("optim") == "muon":
+            yield Fault(
+                fault.loc, fault.what, remedy="write `optimizer: {name: muon, learning_rate: ...}` beside `train:`"
+            )
+        else:
+            yield fault
+    yield from _reporter_faults(train.get("report_to"), (*loc, "report_to"))
+
+
+def lora_faults(lora: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
+    """What is wrong with an adapter's `lora:`."""
+    ours = {name: reason for reason, names in LORA_OURS.items() for name in names.split()}
+    yield from option_faults(LORA_CONFIG, lora, loc, ours=ours)
+
+
+def architecture_faults(model: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
+    """What is wrong with a model's `architecture:` and its `config:`. transformers itself takes any key, silently."""
+    architecture, config = model.get("architecture"), model.get("config", {})
+    if not isinstance(architecture, str) or not isinstance(config, dict):
+        return
+    reference, known = architecture_config(architecture)
+    if reference is not None:
+        yield from option_faults(reference, config, (*loc, "config"), undecorated=True, more=CONFIG_KEYWORDS)
+    elif known and architecture not in known:
+        remedy = did_you_mean(architecture, known)
+        yield Fault(
+            (*loc, "architecture"), f"transformers has no causal language model `{architecture}`", remedy=remedy
+        )
+
+
+def option_faults(
+    config: str,
+    options: Mapping[str, Any],
+    loc: Loc,
+    *,
+    ours: Mapping[str, str] | None = None,
+    undecorated: bool = False,
+    more: Collection[str] = (),
+) -> Iterator[Fault]:
+    """What is wrong with options of a config class.
+
+    Args:
+        config: `module:Class`.
+        loc: the place of the options in the recipe.
+        ours: options that the product sets itself, with the reason.
+        undecorated: as `config_fields` has it.
+        more: names that the class takes besides its fields.
+    """
+    try:
+        fields = config_fields(config, undecorated=undecorated)
+    except LookupError as error:
+        yield Fault(loc, f"these options cannot be checked: {error}", remedy="reinstall the package")
+        return
+    ours = ours or {}
+    for name, value in options.items():
+        here = (*loc, name)
+        if name in ours:
+            yield Fault(here, f"`{name}` is not yours to set under `{loc[-1]}:`", why=ours[name], remedy="remove it")
+        elif name in fields:
+            yield from _value_faults(fields[name], value, here)
+        elif name not in more:
+            allowed = [field for field in fields if field not in ours]
+            class_name = config.partition(":")[2]
+            yield Fault(
+                here, f"unknown option `{name}`: {class_name} has none", remedy=did_you_mean(str(name), allowed)
+            )
+
+
+def _value_faults(option: OptionField, value: Any, loc: Loc) -> Iterator[Fault]:
+    expected = mismatch(option, value)
+    if expected:
+        remedy = next((text for word in expected if (text := mend(value, word))), "")
+        if not remedy and value is None:
+            remedy = f"leave it out for the default ({option.default})" if option.default else ""
+        if not remedy and isinstance(value, str) and (near := nearest(value, choices_of(option))):
+            remedy = f"did you mean `{near}`?"
+        yield Fault(loc, f"`{option.name}` must be {either(expected)}, not {describe(value)}", remedy=remedy)
+    elif option.name in AT_LEAST and isinstance(value, int | float) and value < AT_LEAST[option.name]:
+        yield Fault(loc, f"`{option.name}` must be at least {AT_LEAST[option.name]}, not {value}")
+
+
+def _reporter_faults(report_to: Any, loc: Loc) -> Iterator[Fault]:
+    """Reporters that are unknown or not installed: a trainer finds out only after the data are built."""
+    names = report_to if isinstance(report_to, list) else [report_to]
+    for name in names:
+        if not isinstance(name, str) or name in ("none", "all", "kubeflow"):
+            continue
+        if name not in REPORTERS:
+            yield Fault(loc, f"`report_to` knows no {name!r}", remedy=did_you_mean(name, [*REPORTERS, "none", "all"]))
+        elif find_spec(REPORTERS[name]) is None:
+            remedy = f"install {REPORTERS[name]}, or leave it out"
+            yield Fault(loc, f"`report_to` names {name}, which is not installed", remedy=remedy)
+
+
+def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
+    """What the trainer's own config class refuses, told at the option it names. Imports the trainer's library.
+
+    Args:
+        processes: how many processes the engine starts: batch sizes are counted over all of them.
+        loc: the place of the stage's `train:`.
+    """
+    import contextlib
+    import importlib
+    import io
+    import tempfile
+    import warnings
+
+    if not stage.trainer_config:
+        return []
+    module, _, name = stage.trainer_config.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    # The class counts processes by asking torch.distributed; a check runs in one process for all of them.
+    counted = type(name, (cls,), {"world_size": property(lambda self: processes)})
+    quiet = contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), quiet:
+        warnings.simplefilter("ignore")
+        try:
+            counted(**{**stage.train, "output_dir": directory, "use_cpu": True, "report_to": "none"})
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            named = [option for option in stage.train if option in said]
+            place = (*loc, named[0]) if named else loc
+            return [Fault(place, f"{name} refuses these options: {said}")]
+    return []
