@@ -1,0 +1,217 @@
+"""The data of an SFT stage, step by step: pools, mix, conversations, tokens. Memory stays flat: all lies on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.progress import progress
+from posttrain.sft.funnel import Drop, Funnel
+from posttrain.sft.fusion import MODES, Fusion, describe, fuse
+from posttrain.sft.mixing import amounts, draw
+from posttrain.sft.samples import Message, Sample, query_columns, sample_at
+from posttrain.sft.sources import Collector
+from posttrain.tasks.task import QUERY_COLUMNS, derive_seed
+from posttrain.templates.families import Mode
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from posttrain.data.counts import TokenCounts
+    from posttrain.recipe.stage import StageContext
+    from posttrain.sft.stage import SftStage
+
+QUERIES_WRITTEN = 1000  # rows of queries.parquet written at once
+
+
+def build_sft_data(stage: SftStage, context: StageContext) -> dict[str, Any]:
+    """Write the stage's data directory; return the funnel. A funnel is written even where the data come to nothing."""
+    funnel = Funnel(seed=context.seed)
+    try:
+        pools = Collector(context, stage.filters, funnel).collect(stage.samples)
+        mix = Mix(pools, [source.weight for source in stage.samples], stage.size, derive_seed(context.seed, "mix"))
+        funnel.facts["mix"] = mix.facts([source.label for source in stage.samples])
+        conversations = write_conversations(mix, stage.fusion, context, funnel)
+        tokenize(conversations, stage, context, funnel)
+    finally:
+        funnel.write(context.dir.data)
+    shutil.rmtree(context.dir.data / "work")
+    return funnel.as_json()
+
+
+class Mix(Sequence[Sample]):
+    """The samples of the mix by place, read from their pools when asked for."""
+
+    def __init__(self, pools: Sequence[Dataset], weights: Sequence[float | None], size: int | None, seed: int) -> None:
+        self._pools = pools
+        available = [len(pool) for pool in pools]
+        self._taken = amounts(available, weights, size)
+        self._places = [
+            draw(n, wanted, derive_seed(seed, number)) if wanted else array("q")
+            for number, (n, wanted) in enumerate(zip(available, self._taken, strict=True))
+        ]
+        self._ends = list(accumulate(self._taken))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        number = bisect_right(self._ends, place)
+        return sample_at(self._pools[number], self._places[number][place - self._ends[number] + self._taken[number]])
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the pools, for every place of the mix; the samples themselves are not read."""
+        out: list[Any] = []
+        for pool, places in zip(self._pools, self._places, strict=True):
+            values = pool.with_format("arrow")[name][:].to_pylist() if len(places) else []
+            out += [values[place] for place in places]
+        return out
+
+    def facts(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        """Available and taken of each source."""
+        return [
+            {"source": label, "available": len(pool), "taken": taken}
+            for label, pool, taken in zip(labels, self._pools, self._taken, strict=True)
+        ]
+
+
+def write_conversations(mix: Mix, fusion: Fusion | None, context: StageContext, funnel: Funnel) -> Dataset:
+    """Write the conversations to samples.jsonl and to an Arrow file, the queries behind them to queries.parquet."""
+    from datasets import Dataset, Features, Json, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    data = context.dir.data
+    counts: dict[str, Any] = {}
+    path = data / "work" / "conversations.arrow"
+    features = Features({"messages": Json(), "tools": Json(), "source": Value("string")})
+    with (
+        ArrowWriter(features=features, path=str(path), writer_batch_size=1000) as arrow,
+        (data / ".samples.jsonl.partial").open("w", encoding="utf-8") as lines,
+        _query_writer(data / "queries.parquet") as keep_query,
+        progress(f"{context.name}: conversations", len(mix), quiet=context.quiet) as advance,
+    ):
+        for messages, samples in _conversations(mix, fusion, context):
+            for sample in samples:
+                keep_query(sample.query)
+            describe(counts, messages, context.family)
+            tools = samples[0].tools
+            source = " + ".join(dict.fromkeys(sample.source for sample in samples))
+            arrow.write(features.encode_example({"messages": messages, "tools": tools, "source": source}))
+            row = {"source": source, "modes": [sample.mode for sample in samples], "messages": messages}
+            lines.write(json.dumps(row | ({"tools": tools} if tools else {}), ensure_ascii=False) + "\n")
+            advance(len(samples))
+        arrow.finalize()
+    (data / ".samples.jsonl.partial").replace(data / "samples.jsonl")
+    funnel.facts["conversations"] = counts
+    return Dataset.from_file(str(path))
+
+
+def _conversations(
+    mix: Mix, fusion: Fusion | None, context: StageContext
+) -> Iterator[tuple[list[Message], list[Sample]]]:
+    if fusion is None:
+        for place in range(len(mix)):
+            sample = mix[place]
+            yield sample.messages, [sample]
+        return
+    modes: list[Mode] = mix.column("mode")
+    missing = [mode for mode in MODES if mode not in modes]
+    if missing:
+        raise PosttrainError(
+            Problem(
+                f"stage {context.name}: fusion, and no sample is in mode {missing[0]}",
+                why="a model that sees one mode alone does not learn to choose",
+                remedy="add a source of that mode under `samples:`",
+            )
+        )
+    seed = derive_seed(context.seed, "fusion")
+    yield from fuse(modes, mix.column("joinable"), mix.__getitem__, fusion, context.family, seed)
+
+
+@contextmanager
+def _query_writer(path: Path) -> Iterator[Any]:
+    """Gives a function that keeps a query, each once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [pa.field(name, pa.string()) for name in QUERY_COLUMNS if name not in ("difficulty", "prompt")]
+    message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+    schema = pa.schema([*texts, pa.field("difficulty", pa.int64()), pa.field("prompt", pa.list_(message))])
+    seen: set[int] = set()
+    rows: list[dict[str, Any]] = []
+
+    def keep(query: dict[str, Any]) -> None:
+        mark = hash((query["id"], query["key"]))
+        if mark not in seen:
+            seen.add(mark)
+            rows.append(query_columns(query))
+        if len(rows) >= QUERIES_WRITTEN:
+            flush()
+
+    def flush() -> None:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        rows.clear()
+
+    with pq.ParquetWriter(str(path), schema) as writer:
+        yield keep
+        flush()
+
+
+def tokenize(conversations: Dataset, stage: SftStage, context: StageContext, funnel: Funnel) -> None:
+    """Write data/train: tokens and labels, packed where the recipe says so, with each sample's length."""
+    from posttrain.data.arrow import ListColumn
+    from posttrain.data.counts import TokenCounts
+    from posttrain.data.packing import pack
+    from posttrain.data.tokens import tokenize_conversations
+    from posttrain.model.policy import load_tokenizer
+    from posttrain.sft.stage import DEFAULT_MAX_LENGTH
+
+    max_length = stage.train.get("max_length", DEFAULT_MAX_LENGTH)
+    counts = TokenCounts()
+    work = context.dir.data / "work"
+    try:
+        with progress(f"{context.name}: tokens", len(conversations), quiet=context.quiet) as advance:
+            dataset = tokenize_conversations(
+                conversations,
+                load_tokenizer(context.start),
+                context.family,
+                max_length=max_length,
+                history=stage.history,
+                overlong=stage.overlong,
+                supervise_empty_think=stage.supervise_empty_think,
+                counts=counts,
+                cache_file=work / "tokens.arrow",
+                progress=advance,
+            )
+    finally:
+        _record(counts, conversations, funnel)
+    if stage.packing:
+        dataset = pack(dataset, max_length, cache_file=work / "packed.arrow")
+        funnel.facts["packed_rows"] = len(dataset)
+    else:  # else the sampler that groups by length would read every sample for it
+        dataset = dataset.add_column("length", ListColumn(dataset, "input_ids").lengths)
+    target = context.dir.data / "train"
+    shutil.rmtree(target, ignore_errors=True)
+    dataset.save_to_disk(str(target))
+
+
+def _record(counts: TokenCounts, conversations: Dataset, funnel: Funnel) -> None:
+    """What the tokenizer skipped, in the funnel and among its examples."""
+    figures = counts.as_dict()
+    skipped, examples = figures.pop("skipped"), figures.pop("examples")
+    funnel.count("all", "tokens", counts.samples, skipped)
+    for example in examples:
+        drop = Drop(example["reason"], example["detail"])
+        text = json.dumps(conversations[example["row"]]["messages"], ensure_ascii=False)
+        funnel.show("all", "tokens", drop, {"content": text})
+    funnel.facts["tokens"] = figures

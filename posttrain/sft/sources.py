@@ -1,0 +1,219 @@
+"""Where samples come from: data of the recipe, or answers sampled from a model; filtered, each source into one pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.progress import progress
+from posttrain.recipe.schema import Spec
+from posttrain.sft.funnel import Drop, Funnel
+from posttrain.sft.queries import QuerySelector, chunk_directory, limited, made_with, query_rows
+from posttrain.sft.query_filters import QueryFilters
+from posttrain.sft.rejection_sampling import (
+    Completions,
+    RejectionSampling,
+    response_of,
+    select,
+    typical_thinking,
+    unusable,
+    why_drop,
+)
+from posttrain.sft.reserved import reserved_finder
+from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
+from posttrain.sft.sampler import open_sampler, sampling_of
+from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
+from posttrain.tasks.task import derive_seed
+from posttrain.templates.families import Mode
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from posttrain.recipe.stage import StageContext
+
+
+class SampleSource(Spec):
+    """One entry of `samples:`."""
+
+    data: str | None = Field(
+        default=None, description="a name under `data:`, of conversations or of queries with a solution"
+    )
+    rejection_sampling: RejectionSampling | None = None
+    mode: Mode | None = Field(
+        default=None, description="non_thinking: reasoning is left out; thinking: demanded; default: each row as it is"
+    )
+    weight: float | None = Field(default=None, gt=0.0, description="share in the mix, relative to the other sources'")
+    limit: int | None = Field(default=None, gt=0, description="samples at most, drawn at random after the filters")
+    filters: bool = Field(default=True, description="false: the stage's filters leave this source alone")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SampleSource:
+        if (self.data is None) == (self.rejection_sampling is None):
+            raise ValueError("give either `data` or `rejection_sampling`, not both or neither")
+        if self.rejection_sampling is not None and self.mode not in (None, self.rejection_sampling.mode):
+            raise ValueError(f"mode {self.mode} contradicts rejection_sampling.mode {self.rejection_sampling.mode}")
+        return self
+
+    def mode_in(self, default: Mode) -> Mode:
+        """The mode of this source's samples; `default` for data that do not declare one."""
+        return (self.rejection_sampling.mode if self.rejection_sampling else self.mode) or default
+
+    @property
+    def label(self) -> str:
+        """What the funnel calls it."""
+        made = self.rejection_sampling
+        if made is None:
+            return f"{self.data}" + (f" ({self.mode})" if self.mode else "")
+        return f"{made.queries or f'queries of {made.queries_of}'} answered by {made.model} ({made.mode})"
+
+
+class Filters(Spec):
+    """`filters:` of a stage."""
+
+    queries: QueryFilters = QueryFilters()
+    responses: ResponseFilters = ResponseFilters()
+
+
+NO_FILTERS = Filters(
+    queries=QueryFilters(),
+    responses=ResponseFilters.model_validate(dict.fromkeys(ResponseFilters.model_fields, False)),
+)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Fills the pools of a stage."""
+
+    context: StageContext
+    filters: Filters
+    funnel: Funnel
+
+    def collect(self, sources: Sequence[SampleSource]) -> list[Dataset]:
+        """One pool (`samples.write_pool`) a source, in order.
+
+        Raises:
+            PosttrainError: a source has no sample left, with what took most of them.
+        """
+        pools, problems = [], []
+        for number, source in enumerate(sources):
+            label = source.label if [s.label for s in sources].count(source.label) == 1 else f"{source.label} #{number}"
+            path = self.context.dir.data / "work" / f"pool-{number}.arrow"
+            pool = write_pool(self._samples(source, number, label), path)
+            pools.append(limited(pool, source.limit, self._seed("limit", number)))
+            if not len(pool):
+                problems.append(self._nothing_left(label, number))
+        if problems:
+            raise PosttrainError(problems)
+        return pools
+
+    def _seed(self, *parts: str | int) -> int:
+        return derive_seed(self.context.seed, *parts)
+
+    def _samples(self, source: SampleSource, number: int, label: str) -> Iterator[Sample]:
+        filters = self.filters if source.filters else NO_FILTERS
+        if source.rejection_sampling is None:
+            return self._from_data(source, filters, number, label)
+        return self._sampled(source.rejection_sampling, filters, number, label)
+
+    def _from_data(self, source: SampleSource, filters: Filters, number: int, label: str) -> Iterator[Sample]:
+        from datasets import load_from_disk
+
+        rows = load_from_disk(str(self.context.run.data(str(source.data))))
+        if is_query_row(rows.column_names):
+            rows = QuerySelector(self.context, filters.queries, self.funnel, number, label).select(rows)
+        around = self._around(
+            filters.responses, lambda: (r for sample in self._read(rows, source, label) for r in responses_of(sample))
+        )
+        active = filters.responses.active()
+        with progress(f"reading {label}", len(rows), quiet=self.context.quiet) as advance:
+            for sample in self._read(rows, source, label, self.funnel, advance):
+                responses = list(responses_of(sample))
+                if all(why_drop(one, active, around, self.funnel, label) is None for one in responses):
+                    self.funnel.record(label, "kept", None, responses[-1].shown())
+                    yield sample
+
+    def _read(
+        self,
+        rows: Dataset,
+        source: SampleSource,
+        label: str,
+        funnel: Funnel | None = None,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[Sample]:
+        """The rows that can be read as samples of the source's mode; the others are counted in the funnel, if given."""
+        for place, row in enumerate(rows):
+            sample = read_sample(row, place, label, source.mode, self.context.family)
+            drop = sample if isinstance(sample, Drop) else None
+            if funnel is not None:
+                funnel.record(label, "readable", drop, {"row": place} if drop else None)
+            if isinstance(sample, Sample):
+                yield sample
+            advance(1)
+
+    def _sampled(self, spec: RejectionSampling, filters: Filters, number: int, label: str) -> Iterator[Sample]:
+        queries = query_rows(self.context, spec.queries, spec.queries_of)
+        queries = QuerySelector(self.context, filters.queries, self.funnel, number, label).select(queries)
+        # Balanced queries take turns by domain: their first part is balanced too.
+        seed = None if filters.queries.balance_domains else self._seed("queries", number)
+        queries = limited(queries, spec.limit, seed)
+        if not len(queries):
+            return
+        completions = self._completions(queries, spec, number)
+        with progress(f"sampling: {label}", len(completions), quiet=self.context.quiet) as advance:
+            completions.generate(advance)
+        around = self._around(
+            filters.responses,
+            lambda: (
+                response_of(queries[one.query], one, spec.mode)
+                for group in completions
+                for one in group
+                if unusable(one, spec.mode) is None
+            ),
+        )
+        active = filters.responses.active()
+        yield from select(completions, active, around, keep=spec.keep, source=label, funnel=self.funnel)
+
+    def _completions(self, queries: Dataset, spec: RejectionSampling, number: int) -> Completions:
+        return Completions(
+            queries,
+            lambda: open_sampler(
+                self.context,
+                spec.model,
+                max_new_tokens=spec.max_new_tokens,
+                batch_size=spec.batch_size,
+                sampling=sampling_of({spec.mode: spec.sampling}) if spec.sampling else None,
+            ),
+            directory=chunk_directory(self.context, number, "responses"),
+            samples=spec.samples,
+            mode=spec.mode,
+            seed=self._seed("rejection sampling", number),
+            made_with=made_with(self.context, spec.model, spec.max_new_tokens, spec.sampling),
+            thinking_budget=spec.thinking_budget,
+            chunk=spec.chunk,
+        )
+
+    def _around(self, filters: ResponseFilters, responses: Callable[[], Iterator[Response]]) -> Surroundings:
+        """What the filters may know; only what an active one asks for is worked out."""
+        typical: dict[int, float] = {}
+        if filters.guessing is not None and filters.guessing.of_typical:
+            typical = typical_thinking(responses())
+        similar = reserved_finder(self.context) if filters.too_similar is not None else lambda text: None
+        return Surroundings(score_with_task, typical, similar)
+
+    def _nothing_left(self, label: str, number: int) -> Problem:
+        steps = [step for step in self.funnel.as_json()["steps"] if step["source"] == label]
+        worst = max(steps, key=lambda step: step["dropped"], default=None)
+        why = ""
+        if worst is not None and worst["dropped"]:
+            rules = ", ".join(f"{rule} {count}" for rule, count in worst["why"].items())
+            why = f"{worst['step']} dropped {worst['dropped']} of {worst['in']}: {rules}"
+        return Problem(
+            f"stage {self.context.name}: samples[{number}] ({label}) has no sample left",
+            where=str(self.context.dir.data / "examples.jsonl"),
+            why=why,
+            remedy="read the examples there; loosen or switch off that filter, or sample more",
+        )
