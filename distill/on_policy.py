@@ -1,0 +1,93 @@
+"""Stage kind `on_policy_distillation`: the student samples, the teacher's distribution teaches (Qwen3 report, 4.5).
+
+The student answers in either mode, sample by sample, and its distribution is drawn to the teacher's at every token of
+its own answer. `train.beta` chooses the divergence: 0 forward KL, 1 reverse KL (the default here), between them the
+generalised Jensen-Shannon divergence (Agarwal et al., arXiv 2306.13649). The report discloses neither direction nor
+top-k; reverse KL on the full vocabulary is the usual reading of aligning a student's logits on its own samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.recipe.stage import Fault, Stage, StageContext
+from posttrain.rl.health import Health
+from posttrain.rl.modes import LACKING
+from posttrain.rl.stage import ON_POLICY_SAMPLING, RolloutStage, enough_rows
+from posttrain.templates.families import Kind, Mode
+
+if TYPE_CHECKING:
+    from posttrain.recipe.schema import Recipe
+
+
+def teacher_faults(stage: Stage, recipe: Recipe, modes: Iterable[Mode]) -> Iterator[Fault]:
+    """A distillation cannot be built without its teacher, nor be taught a mode that the teacher does not have."""
+    from posttrain.recipe.references import kinds_of
+
+    if not stage.teacher:
+        yield Fault(
+            ("teacher",),
+            "a distillation stage has no teacher",
+            remedy="name an earlier stage, a model directory or a hub id under `teacher`",
+        )
+    elif stage.teacher in recipe.stages:
+        kind = kinds_of(recipe).get(stage.teacher, (None, None))[1]
+        for mode in sorted(LACKING.get(str(kind), set()) & set(modes)):
+            yield Fault(
+                ("modes", mode),
+                f"the teacher, stage `{stage.teacher}`, leaves a model of kind {kind!r}, which has no {mode} mode",
+                "what it cannot do it cannot teach",
+                "choose a fused (hybrid) teacher, or the teacher's own mode alone",
+            )
+
+
+class OnPolicyDistillationStage(RolloutStage):
+    """On-policy distillation with TRL's trainer."""
+
+    trainer_config: ClassVar[str] = "trl:DistillationConfig"
+
+    kind: Literal["on_policy_distillation"] = "on_policy_distillation"
+    health: Health = Field(default_factory=Health)
+
+    def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
+        yield from teacher_faults(self, recipe, self.modes or {})
+        yield from super().faults(recipe, start_kind)
+
+    def build_data(self, context: StageContext) -> dict[str, Any]:
+        from posttrain.distill.teacher import check_tokenizers
+        from posttrain.model.policy import load_tokenizer
+
+        # Before rollouts and pass rates are paid for.
+        check_tokenizers(load_tokenizer(context.start), load_tokenizer(str(context.teacher)), str(context.teacher))
+        return super().build_data(context)
+
+    def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
+        from datasets import load_from_disk
+        from trl import DistillationConfig
+
+        from posttrain.distill.teacher import load_teacher, match_vocabulary
+        from posttrain.distill.trainer import StudentTrainer
+        from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
+
+        defaults = {"beta": 1.0, **ON_POLICY_SAMPLING}
+        args = trainer_arguments(DistillationConfig, context, self, defaults=defaults, **self.decided_options())
+        rows = load_from_disk(str(context.dir.data / "train"))
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        enough_rows(context.name, len(rows), per_step)
+        settings = context.recipe.model
+        teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
+        match_vocabulary(model, teacher, len(tokenizer))
+        trainer = with_optimizer(StudentTrainer, self.optimizer)(
+            model=model,
+            teacher_model=teacher,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        trainer.set_rollouts(context.family, seed=context.seed, batch_size=self.rollout_batch_size)
+        trainer.watch(self.health, entries=len(tokenizer))
+        return trainer

@@ -1,0 +1,36 @@
+"""Rewards for what was answered: the task's own verifier on the final content. Thinking never counts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.rl.rewards import Rollout
+
+
+def accuracy(query: Mapping[str, Any], rollout: Rollout) -> float | None:
+    """The task's score of the content; 0 for a truncated answer. None where the query has no task."""
+    if not query.get("task"):
+        return None
+    if rollout.truncated or not rollout.message.content.strip():
+        return 0.0
+    from posttrain.tasks.registry import get_task
+
+    return float(get_task(query["task"]).score(rollout.message.content, query))
+
+
+def answer_format(query: Mapping[str, Any], rollout: Rollout) -> float | None:
+    """The task's score of the answer's form alone. None where neither the task nor its module has a `format_score`."""
+    if not query.get("task"):
+        return None
+    from posttrain.tasks.registry import get_task
+
+    task = get_task(query["task"])
+    scorer = getattr(task, "format_score", None) or getattr(sys.modules[type(task).__module__], "format_score", None)
+    if scorer is None:
+        return None
+    if rollout.truncated or not rollout.message.content.strip():
+        return 0.0
+    return float(scorer(rollout.message.content, query))
