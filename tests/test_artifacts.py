@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.model.artifacts import MANIFEST, faults_of, is_complete, seal, write_json, write_text
-from posttrain.run.gates import figure, missed, parse_demand
+from posttrain.recipe.demands import parse_demand
+from posttrain.run.gates import figure, missed
 
 
 def sealed(path: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from posttrain.evaluation.evaluate import generator, grade, reserved_queries
+from posttrain.data.prepare import reserved_rows
+from posttrain.evaluation.evaluate import generator, grade
 from posttrain.evaluation.scores import score
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class CurveProbe:
     def __init__(self, context: StageContext, tokenizer: Any) -> None:
         self.spec = context.recipe.evaluation
         self.family, self.kind, self.tokenizer = context.family, context.kind, tokenizer
-        queries = reserved_queries(context.run, self.spec.data[0])
+        queries = reserved_rows(context.run, self.spec.data[0])
         step = max(1, len(queries) // self.spec.curve_queries)
         self.queries = queries[::step][: self.spec.curve_queries]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.prepare import reserved_rows
 from posttrain.evaluation.scores import Score, flat_score, pass_at_k, percentile, score
 from posttrain.evaluation.think_follow import think_follow
 from posttrain.model.artifacts import RunDir
@@ -56,24 +57,41 @@ def evaluate_model(
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, dtype=recipe.model.dtype, attention=recipe.model.attention)
     generate = generator(model, tokenizer, family, spec)
-    queries = {name: reserved_queries(run, name) for name in spec.data}
+    queries = {name: reserved_rows(run, name) for name in spec.data}
     count = sum(map(len, queries.values()))
     headline = queries[spec.data[0]]
     dialogues = spec.think_follow.dialogues if kind == "hybrid" else 0
-    total = count * spec.samples * len(family.modes) + len(headline) * len(budgets) + dialogues * spec.think_follow.turns
+    total = (
+        count * spec.samples * len(family.modes) + len(headline) * len(budgets) + dialogues * spec.think_follow.turns
+    )
     scores: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
     with progress(f"evaluating {label}", total, quiet=quiet) as advance:
         for mode in family.modes:
             graded = {
-                name: grade(generate, rows, mode, kind=kind, family=family, samples=spec.samples, seed=spec.seed, advance=advance)
+                name: grade(
+                    generate,
+                    rows,
+                    mode,
+                    kind=kind,
+                    family=family,
+                    samples=spec.samples,
+                    seed=spec.seed,
+                    advance=advance,
+                )
                 for name, rows in queries.items()
             }
             scores[mode] = figures(graded, spec.data[0], mode, spec.samples)
             samples += [row for rows in graded.values() for row in to_read(rows, mode)]
         if dialogues:
             scores["think_follow"] = think_follow(
-                generate, headline, family, dialogues=dialogues, turns=spec.think_follow.turns, seed=spec.seed, advance=advance
+                generate,
+                headline,
+                family,
+                dialogues=dialogues,
+                turns=spec.think_follow.turns,
+                seed=spec.seed,
+                advance=advance,
             )
         curve = [
             budget_point(generate, headline, budget, kind=kind, family=family, seed=spec.seed, advance=advance)
@@ -94,14 +112,6 @@ def generator(model: Any, tokenizer: Any, family: Family, spec: EvaluationSpec) 
         batch_size=spec.batch_size,
         sampling={**family.sampling, **own},
     )
-
-
-def reserved_queries(run: RunDir, name: str) -> list[dict[str, Any]]:
-    """The rows of a data set that were set aside for evaluation."""
-    import pyarrow.parquet as parquet
-
-    rows: list[dict[str, Any]] = parquet.read_table(run.reserved(name)).to_pylist()
-    return rows
 
 
 def asked(query: Mapping[str, Any], mode: Mode, kind: Kind, family: Family) -> list[Message]:
@@ -164,7 +174,8 @@ def figures(graded: Mapping[str, Sequence[Graded]], headline: str, mode: Mode, s
     out["by_data"] = {name: score([row.scores for row in rows]) for name, rows in graded.items()}
     levels = sorted({row.query.get("difficulty") or 0 for row in main})
     out["by_difficulty"] = {
-        str(level): score([row.scores for row in main if (row.query.get("difficulty") or 0) == level]) for level in levels
+        str(level): score([row.scores for row in main if (row.query.get("difficulty") or 0) == level])
+        for level in levels
     }
     return out
 
@@ -174,10 +185,19 @@ def _share(rows: Sequence[Graded], holds: Any) -> Score:
 
 
 def budget_point(
-    generate: Generator, queries: Sequence[Mapping[str, Any]], budget: int, *, kind: Kind, family: Family, seed: int, advance: Any
+    generate: Generator,
+    queries: Sequence[Mapping[str, Any]],
+    budget: int,
+    *,
+    kind: Kind,
+    family: Family,
+    seed: int,
+    advance: Any,
 ) -> dict[str, Any]:
     """One point of the budget curve (Qwen3 report, Figure 2): accuracy when thinking is stopped after `budget` tokens."""
-    graded = grade(generate, queries, "thinking", kind=kind, family=family, samples=1, seed=seed, budget=budget, advance=advance)
+    graded = grade(
+        generate, queries, "thinking", kind=kind, family=family, samples=1, seed=seed, budget=budget, advance=advance
+    )
     completions = [row.completions[0] for row in graded]
     accuracy = score([row.scores for row in graded])
     return {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from posttrain.recipe.demands import parse_demand
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -14,19 +15,6 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
-DEMAND = re.compile(r"\s*(>=|<=|==|>|<)\s*(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*$")
-
-
-def parse_demand(text: str) -> tuple[str, float]:
-    """`">= 0.95"` as (">=", 0.95).
-
-    Raises:
-        ValueError: the text is no comparison with a number.
-    """
-    match = DEMAND.match(text)
-    if match is None:
-        raise ValueError(f'{text!r} is no demand; write a comparison and a number, as ">= 0.95"')
-    return match.group(1), float(match.group(2))
 
 
 def figure(scores: Mapping[str, Any], name: str) -> float | None:

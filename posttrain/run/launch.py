@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def machine_rank(engine: EngineSpec) -> int:
     """Which machine this is: the recipe's word, the environment's, or the only one."""
-    return engine.machine_rank if engine.machine_rank is not None else int(os.environ.get("POSTTRAIN_MACHINE_RANK", "0"))
+    return (
+        engine.machine_rank if engine.machine_rank is not None else int(os.environ.get("POSTTRAIN_MACHINE_RANK", "0"))
+    )
 
 
 def deepspeed_options(engine: EngineSpec) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
+from posttrain.data.prepare import prepare_data
+from posttrain.model.artifacts import RunDir, is_complete, seal
 from posttrain.model.policy import build_policy, family_of
 from posttrain.recipe.references import start_of
 from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
@@ -21,9 +22,7 @@ def prepare(recipe: Recipe, run: RunDir, base_dir: Path, *, quiet: bool = False)
     Args:
         base_dir: the recipe's own folder: its relative paths begin there.
     """
-    for name in recipe.data:
-        if not is_complete(run.data(name)):
-            _prepare_data(recipe, run, name, base_dir)
+    prepare_data(recipe, run, base_dir)
     if not is_complete(run.base):
         _build(recipe, run, recipe.model, run.base, recipe.seed)
     for name in recipe.stages:
@@ -34,17 +33,6 @@ def prepare(recipe: Recipe, run: RunDir, base_dir: Path, *, quiet: bool = False)
             if spec.architecture and spec.tokenizer is None:
                 spec = spec.model_copy(update={"tokenizer": str(run.base)})
             _build(recipe, run, spec, directory, recipe.seed + 1)
-
-
-def _prepare_data(recipe: Recipe, run: RunDir, name: str, base_dir: Path) -> None:
-    """Load a data set, set the reserved rows aside, and drop what is too close to any reserved row of the recipe."""
-    from posttrain.data.prepare import prepare_data
-
-    directory = run.data(name)
-    shutil.rmtree(directory, ignore_errors=True)
-    facts = prepare_data(recipe, run, name, base_dir)
-    write_json(directory / "funnel.json", facts)
-    seal(directory, **facts)
 
 
 def _build(recipe: Recipe, run: RunDir, spec: ModelSpec, directory: Path, seed: int) -> None:

@@ -1,0 +1,78 @@
+"""The data sets of a run: read, the validation rows set aside before any generation, and the rest decontaminated."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.decontamination import decontaminate
+from posttrain.data.reserve import reserve
+from posttrain.data.sources import LoadCounts, load
+from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from posttrain.recipe.schema import Recipe
+
+
+def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
+    """Make the data sets of a recipe that are not there yet.
+
+    All reserved rows are chosen first: a row of one data set may be too close to a reserved row of another.
+
+    Args:
+        base_dir: where relative paths of the recipe begin.
+
+    Raises:
+        PosttrainError: a data set cannot be read, has bad rows, or fewer problems than it shall reserve.
+    """
+    missing = [name for name in recipe.data if not is_complete(run.data(name))]
+    with tempfile.TemporaryDirectory() as scratch:
+        training: dict[str, tuple[Dataset, LoadCounts]] = {}
+        for name in missing:
+            spec = recipe.data[name]
+            loaded = load(name, spec, base_dir=base_dir, seed=recipe.seed, cache_dir=Path(scratch))
+            rest, reserved = reserve(loaded.dataset, spec.reserve, recipe.seed)
+            training[name] = (rest, loaded.counts)
+            if spec.reserve:
+                _write_parquet(reserved, run.reserved(name))
+        everything = [row for name in recipe.data if recipe.data[name].reserve for row in reserved_rows(run, name)]
+        for name, (rest, counts) in training.items():
+            _keep(recipe, run, name, rest, counts, everything)
+
+
+def reserved_rows(run: RunDir, name: str) -> list[dict[str, Any]]:
+    """The rows of a data set that were set aside for evaluation."""
+    import pyarrow.parquet as parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(run.reserved(name)).to_pylist()
+    return rows
+
+
+def _keep(recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCounts, reserved: list[Any]) -> None:
+    spec = recipe.data[name]
+    kept, report = decontaminate(rest, reserved, method=spec.decontaminate)
+    directory = run.data(name)
+    shutil.rmtree(directory, ignore_errors=True)
+    kept.save_to_disk(str(directory))
+    facts = {
+        "rows_read": counts.read,
+        "filtered_out": counts.filtered,
+        "bad_rows_skipped": counts.bad,
+        "bad_rows": list(counts.bad_examples),
+        "reserved": spec.reserve,
+        "decontamination": report.to_dict(),
+        "for_training": len(kept),
+    }
+    write_json(directory / "funnel.json", facts)
+    seal(directory)
+
+
+def _write_parquet(dataset: Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    dataset.to_parquet(str(partial))
+    partial.replace(path)
