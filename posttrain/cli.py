@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("posttrain").setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return int(arguments.command(arguments) or 0)
     except PosttrainError as error:
@@ -54,10 +51,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="a run's directory")
     report.set_defaults(command=_report)
 
-    evaluate = commands.add_parser("eval", help="score a model on a recipe's reserved queries, in every mode and budget")
+    evaluate = commands.add_parser(
+        "eval", help="score a model on a recipe's reserved queries, in every mode and budget"
+    )
     _recipe_arguments(evaluate)
     evaluate.add_argument("--model", required=True, help="a stage of the run, or a model directory")
-    evaluate.add_argument("--budget", type=int, action="append", default=[], help="a thinking budget in tokens; repeatable")
+    evaluate.add_argument(
+        "--budget", type=int, action="append", default=[], help="a thinking budget in tokens; repeatable"
+    )
     evaluate.add_argument("--quiet", action="store_true")
     evaluate.set_defaults(command=_eval)
 
@@ -67,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", type=int, default=1024)
     chat.set_defaults(command=_chat)
 
-    data = commands.add_parser("data", help="look at what a stage trains on").add_subparsers(required=True, metavar="WHAT")
+    data = commands.add_parser("data", help="look at what a stage trains on").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     preview = data.add_parser("preview", help="rendered samples with the loss mask in colour, and the counts")
     _recipe_arguments(preview)
     preview.add_argument("--stage", required=True)
@@ -78,7 +81,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", type=Path, help="a recipe (YAML)")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.seed=1")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.seed=1"
+    )
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; default: runs/NAME")
 
 

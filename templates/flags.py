@@ -1,4 +1,4 @@
-"""Mode flags written into conversations (Qwen3 report, section 4.3): `/think`, `/no_think` in user turn or system message."""
+"""Mode flags in conversations (Qwen3 report, section 4.3): `/think`, `/no_think` in user turn or system message."""
 
 from __future__ import annotations
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class CurveProbe:
-    """Scores the policy in the family's default mode on an even share of the headline queries. Draws no global random number."""
+    """Scores the policy in the family's default mode on an even share of the headline queries.
+
+    It draws no global random number, so a run with curve points ends with the same weights as one without.
+    """
 
     def __init__(self, context: StageContext, tokenizer: Any) -> None:
         self.spec = context.recipe.evaluation

@@ -194,7 +194,7 @@ def budget_point(
     seed: int,
     advance: Any,
 ) -> dict[str, Any]:
-    """One point of the budget curve (Qwen3 report, Figure 2): accuracy when thinking is stopped after `budget` tokens."""
+    """One point of the budget curve (Qwen3 report, Figure 2): accuracy with thinking stopped after `budget` tokens."""
     graded = grade(
         generate, queries, "thinking", kind=kind, family=family, samples=1, seed=seed, budget=budget, advance=advance
     )

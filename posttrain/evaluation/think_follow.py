@@ -29,7 +29,7 @@ def plan_dialogues(
         mode: Mode = "thinking"
         dialogue: list[tuple[Mapping[str, Any], Mode | None, Mode]] = []
         for _ in range(turns):
-            flag: Mode | None = rng.choice(("thinking", "non_thinking")) if rng.random() < FLAGGED else None  # type: ignore[assignment]
+            flag: Mode | None = rng.choice(("thinking", "non_thinking")) if rng.random() < FLAGGED else None
             mode = flag or mode
             dialogue.append((rng.choice(queries), flag, mode))
         plan.append(dialogue)

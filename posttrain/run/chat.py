@@ -9,6 +9,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json
 from posttrain.model.generation import Generator, Prompt
 from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.run.quiet import hush_libraries
 from posttrain.templates.families import Family, Mode, get_family
 from posttrain.templates.render import Message
 
@@ -25,6 +26,7 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
         raise PosttrainError(
             Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory")
         )
+    hush_libraries()
     family = _family(directory)
     generate = Generator(load_model(directory), load_tokenizer(directory), family, max_new_tokens=max_new_tokens)
     mode: Mode = family.default_mode

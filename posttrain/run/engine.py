@@ -1,4 +1,4 @@
-"""A stage's training in this process, or under `accelerate launch` on as many processes and machines as the recipe says."""
+"""A stage's training in this process, or under `accelerate launch` on the processes and machines of the recipe."""
 
 from __future__ import annotations
 

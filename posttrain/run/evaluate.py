@@ -12,6 +12,7 @@ from posttrain.model.policy import family_of
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
 from posttrain.run.prepare import prepare
+from posttrain.run.quiet import hush_libraries
 
 
 def evaluate_and_print(
@@ -24,6 +25,7 @@ def evaluate_and_print(
     """
     from posttrain.evaluation.evaluate import evaluate_model
 
+    hush_libraries()
     recipe = loaded.recipe
     run = RunDir(output or Path("runs") / recipe.name)
     stage = run.stage(model) if model in recipe.stages else None

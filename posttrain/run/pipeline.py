@@ -17,9 +17,9 @@ from typing import Any
 
 from posttrain.errors import GateMissed, PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, faults_of, is_complete, read_json, seal, write_json, write_text
+from posttrain.recipe.fingerprint import dump_resolved, fingerprint_difference, recipe_fingerprint
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
-from posttrain.recipe.fingerprint import dump_resolved, fingerprint_difference, recipe_fingerprint
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import StageContext
 from posttrain.run import engine
@@ -28,6 +28,7 @@ from posttrain.run.environment import environment
 from posttrain.run.gates import missed
 from posttrain.run.launch import machine_rank
 from posttrain.run.prepare import prepare
+from posttrain.run.quiet import hush_libraries
 
 log = logging.getLogger("posttrain")
 
@@ -59,6 +60,7 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
         PosttrainError: the recipe was changed under a finished stage, or a stage's input is wrong.
         GateMissed: a stage misses what it must reach; the report is written first.
     """
+    hush_libraries()
     pipeline = Pipeline(loaded.recipe, RunDir(directory), quiet)
     if machine_rank(loaded.recipe.engine) > 0:
         follow(pipeline)

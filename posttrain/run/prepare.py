@@ -37,8 +37,12 @@ def prepare(recipe: Recipe, run: RunDir, base_dir: Path, *, quiet: bool = False)
 
 def _build(recipe: Recipe, run: RunDir, spec: ModelSpec, directory: Path, seed: int) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    texts = list(_texts(run, spec.tokenizer)) if isinstance(spec.tokenizer, TrainedTokenizer) else []
-    build_policy(spec, family_of(recipe.template), directory, seed=seed, texts=texts)
+    family = family_of(recipe.template)
+    texts: list[str] = []
+    if isinstance(spec.tokenizer, TrainedTokenizer):
+        texts = list(_texts(run, spec.tokenizer))
+        texts += [f" {flag}" for flag in family.flags.values()] * (len(texts) // 10)
+    build_policy(spec, family, directory, seed=seed, texts=texts)
     seal(directory)
 
 

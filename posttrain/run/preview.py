@@ -12,6 +12,7 @@ from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import start_of
 from posttrain.run.context import context_of
 from posttrain.run.prepare import prepare
+from posttrain.run.quiet import hush_libraries
 
 
 def preview_stage(loaded: LoadedRecipe, output: Path | None, name: str, samples: int) -> None:
@@ -24,6 +25,7 @@ def preview_stage(loaded: LoadedRecipe, output: Path | None, name: str, samples:
 
     from posttrain.data.preview import print_preview
 
+    hush_libraries()
     recipe = loaded.recipe
     if name not in recipe.stages:
         raise PosttrainError(Problem(f"--stage {name}: no such stage", remedy=f"one of {', '.join(recipe.stages)}"))

@@ -171,7 +171,7 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
     if worst > tolerance:
         raise PosttrainError(
             Problem(
-                f"stage {context.name}: the merged weights differ from model and adapter by {worst:.2g} of the largest logit",
+                f"stage {context.name}: merged weights and adapter differ by {worst:.2g} of the largest logit",
                 why="the next stage would start from another model than the one trained",
                 remedy="train in float32, or choose `at_boundary: continue`",
             )
@@ -196,6 +196,9 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from posttrain.run.quiet import hush_libraries
+
+    hush_libraries()
     from posttrain.recipe.load import load_recipe
     from posttrain.run.context import context_of, root_spec
 
