@@ -407,7 +407,8 @@ def test_a_problem_says_what_why_and_what_to_do(folder: Path) -> None:
         (b"name: \xff\n", "recipe.yaml:1: not UTF-8"),
         (b"name: x\nseed: \x01\n", "recipe.yaml:2: a character that YAML does not allow"),
         (b"name: x\n---\nname: y\n", "recipe.yaml:2: not YAML: expected a single document"),
-        (b"[" * 3000, "not YAML|nested too deep"),
+        (b"name: x\nseed: " + b"[" * 200_000, "recipe.yaml:2: nested too deep"),
+        (b"- " * 3000, "recipe.yaml:1: nested too deep"),
     ],
 )
 def test_a_file_that_is_no_recipe(folder: Path, content: bytes, words: str) -> None:

@@ -52,7 +52,10 @@ for _name, _pattern, _first in CORE_SCHEMA:
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(TAG + "str", text, style="|" if "\n" in text.strip("\n") else None)
+    style = "|" if "\n" in text.strip("\n") else None
+    if any(mark in text for mark in "\r\x85\u2028\u2029\ufeff"):
+        style = '"'  # line breaks to some: only escapes carry them through
+    return dumper.represent_scalar(TAG + "str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
@@ -121,7 +124,9 @@ def _dependencies(recipe: Recipe, name: str) -> set[str]:
         stage = recipe.stages[current]
         origin = start_of(recipe, current)
         others = [other for _, other in stage.stage_references()]
-        waiting += [other for other in (*others, stage.teacher or "", *origin[1:]) if other in recipe.stages]
+        others += [origin[1]] if origin[0] == "stage" else []
+        others += [stage.teacher] if stage.teacher is not None else []
+        waiting += [other for other in others if other in recipe.stages]
     return found
 
 
@@ -150,7 +155,18 @@ def _options(stage: Stage) -> dict[str, Any]:
     for key in ("require", "evaluate_every", "start_from", "model"):
         options.pop(key, None)
     options["train"] = {key: value for key, value in options["train"].items() if not key.startswith(LOOKS)}
-    return _with_content(options, "teacher")
+    contents: dict[str, Any] = _deep_content(options)
+    return contents
+
+
+def _deep_content(value: Any) -> Any:
+    """A stage's options with the content of every local file or folder in the place of its path."""
+    if isinstance(value, dict):
+        return {key: _deep_content(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_deep_content(entry) for entry in value]
+    is_path = _is_local(value) and value.count("/") > 1 and os.path.exists(value)
+    return content_of(value) if is_path else value
 
 
 def _with_content(options: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -180,10 +196,10 @@ def content_of(path: str) -> dict[str, str]:
 
 def _checksum(file: Path) -> str:
     size = file.stat().st_size
-    step = BLOCK if size <= WHOLE_FILE else (size - BLOCK) // 63
+    starts = range(0, size, BLOCK) if size <= WHOLE_FILE else [step * (size - BLOCK) // 63 for step in range(64)]
     value = 0
     with file.open("rb") as opened:
-        for start in range(0, max(size, 1), step):
+        for start in starts:
             opened.seek(start)
             value = zlib.crc32(opened.read(BLOCK), value)
     return f"{size} bytes, crc32 {value:08x}"
@@ -196,7 +212,7 @@ def fingerprint_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> li
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys([*old, *new]):
+        for name in sorted({*old, *new}):
             yield from _differences(
                 old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else str(name)
             )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field, Tag, create_model
 from pydantic.types import Discriminator
 
-from posttrain.recipe.schema import ModelSpec, Recipe
+from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import Stage
 
 STAGE_KINDS = {
@@ -24,7 +24,6 @@ def stage_class(kind: str) -> type[Stage]:
     """The class of a registered kind."""
     module, _, name = STAGE_KINDS[kind].partition(":")
     cls: type[Stage] = getattr(import_module(module), name)
-    cls.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})
     return cls
 
 

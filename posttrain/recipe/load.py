@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe import schema
 from posttrain.recipe.kinds import STAGE_KINDS, stage_class
-from posttrain.recipe.local_paths import path_faults, with_absolute_paths
+from posttrain.recipe.local_paths import path_faults, with_absolute_paths, written_path_faults
 from posttrain.recipe.overrides import Override, apply_overrides, parse_overrides
 from posttrain.recipe.references import Parts, reference_faults, task_option_faults
 from posttrain.recipe.schema import Recipe
@@ -115,8 +115,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         )
     parsed, problems = parse_overrides(overrides)
     value, applied, more = apply_overrides(value, parsed)
-    value = with_absolute_paths(value, path.absolute().parent)
-    recipe, faults = _checked(value)
+    folder = path.absolute().parent
+    recipe, faults = _checked(with_absolute_paths(value, folder))
+    faults += written_path_faults(value.get("stages"), folder)
     places = Places(file, tuple(applied))
     broken = {problem.where for problem in file.problems}  # what else is wrong in such a line is likely its echo
     told = [problem for problem in places.problems(faults) if problem.where not in broken]

@@ -14,6 +14,8 @@ from posttrain.recipe.stage import Fault
 from posttrain.recipe.words import Loc, nearest
 
 LOCAL_ENDINGS = (".gguf", ".safetensors", ".bin", ".json", ".jsonl", ".parquet", ".csv", ".txt")
+RELATIVE = ("./", "../", "~/")
+NO_PATHS = ("train", "require")  # of a stage
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -67,10 +69,31 @@ def _data(spec: Any, folder: Path) -> Any:
 
 
 def _stage(stage: Any, stages: Mapping[Any, Any], folder: Path) -> Any:
-    if isinstance(stage, dict) and "model" in stage:
-        stage = {**stage, "model": _model(stage["model"], folder)}
-    teacher = _mapping(stage).get("teacher")
-    return stage if isinstance(teacher, str) and teacher in stages else _replace(stage, "teacher", folder)
+    if not isinstance(stage, dict):
+        return stage
+    made = {key: value if key in NO_PATHS else _deep(value, folder) for key, value in stage.items()}
+    if "model" in made:
+        made["model"] = _model(made["model"], folder)
+    return made if made.get("teacher") in stages else _replace(made, "teacher", folder)
+
+
+def _deep(value: Any, folder: Path) -> Any:
+    """A part of a stage with its paths absolute: a text that begins with `./`, `../` or `~/` is one, wherever it is."""
+    if isinstance(value, dict):
+        return {key: _deep(entry, folder) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_deep(entry, folder) for entry in value]
+    return absolute(value, folder) if isinstance(value, str) and value.startswith(RELATIVE) else value
+
+
+def written_path_faults(value: Any, folder: Path, loc: Loc = ("stages",)) -> Iterator[Fault]:
+    """Paths inside stages, as written, that lead nowhere."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        if len(loc) != 2 or key not in (*NO_PATHS, "teacher", "model"):
+            yield from written_path_faults(entry, folder, (*loc, key))
+    if isinstance(value, str) and value.startswith(RELATIVE) and not os.path.exists(absolute(value, folder)):
+        yield _missing(absolute(value, folder), loc)
 
 
 def path_faults(parts: Parts) -> Iterator[Fault]:

@@ -20,7 +20,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Spec(BaseModel):
     """A part of a recipe: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class TrainedTokenizer(Spec):
@@ -160,6 +160,9 @@ class EngineSpec(Spec):
         if self.processes % self.machines:
             raise ValueError(f"processes ({self.processes}) must be a multiple of machines ({self.machines})")
         return self
+
+
+Stage.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})  # stage.py names it and cannot import it
 
 
 class Recipe(Spec):

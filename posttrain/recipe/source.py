@@ -37,6 +37,7 @@ CORE_SCHEMA = tuple(
         ("merge", r"<<", "<"),
     )
 )
+DEEPEST = 50
 MOST_NODES = 100_000  # after aliases: a recipe is a page, and nested aliases can make a page explode
 
 HINTS = (
@@ -215,9 +216,9 @@ def parse_yaml(text: str, name: str) -> Source:
     Raises:
         PosttrainError: the text is not YAML; one line says where and what.
     """
-    loader = CoreLoader(text)
     try:
-        return Source(name, loader.get_single_node())
+        _refuse_depth(text, name)
+        return Source(name, yaml.compose(text, CoreLoader))
     except yaml.MarkedYAMLError as error:
         raise PosttrainError(_syntax_problem(error, name)) from None
     except yaml.reader.ReaderError as error:
@@ -225,10 +226,16 @@ def parse_yaml(text: str, name: str) -> Source:
         raise PosttrainError(
             Problem("a character that YAML does not allow", f"{name}:{line}", remedy="remove it")
         ) from None
-    except RecursionError:
-        raise PosttrainError(Problem("nested too deep to be a recipe", name)) from None
-    finally:
-        loader.dispose()
+
+
+def _refuse_depth(text: str, name: str) -> None:
+    """Composing is recursive, libyaml's in C: a file of a hundred thousand brackets would end the process."""
+    depth = 0
+    event: Any
+    for event in yaml.parse(text, CoreLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise PosttrainError(Problem("nested too deep to be a recipe", f"{name}:{event.start_mark.line + 1}"))
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:

@@ -78,7 +78,7 @@ class StageContext:
 class Stage(BaseModel):
     """Options that every kind of stage has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     trainer_config: ClassVar[str] = ""
     """`module:Class` of the config class that `train:` is checked against."""
