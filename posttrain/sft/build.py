@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.mixing import mix
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
-from posttrain.sft.funnel import Drop, Funnel
+from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.fusion import MODES, Fusion, describe, fuse
-from posttrain.sft.mixing import amounts, draw
 from posttrain.sft.samples import Message, Sample, query_columns, sample_at
 from posttrain.sft.sources import Collector
 from posttrain.tasks.task import QUERY_COLUMNS, derive_seed
@@ -37,9 +35,10 @@ def build_sft_data(stage: SftStage, context: StageContext) -> dict[str, Any]:
     funnel = Funnel(seed=context.seed)
     try:
         pools = Collector(context, stage.filters, funnel).collect(stage.samples)
-        mix = Mix(pools, [source.weight for source in stage.samples], stage.size, derive_seed(context.seed, "mix"))
-        funnel.facts["mix"] = mix.facts([source.label for source in stage.samples])
-        conversations = write_conversations(mix, stage.fusion, context, funnel)
+        given = {label: source.weight for label, source in zip(pools, stage.samples, strict=True) if source.weight}
+        samples, shares = mix(pools, given or None, stage.size, derive_seed(context.seed, "mix"))
+        funnel.facts["mix"] = [asdict(share) for share in shares]
+        conversations = write_conversations(samples, stage.fusion, context, funnel)
         tokenize(conversations, stage, context, funnel)
     finally:
         funnel.write(context.dir.data)
@@ -47,45 +46,7 @@ def build_sft_data(stage: SftStage, context: StageContext) -> dict[str, Any]:
     return funnel.as_json()
 
 
-class Mix(Sequence[Sample]):
-    """The samples of the mix by place, read from their pools when asked for."""
-
-    def __init__(self, pools: Sequence[Dataset], weights: Sequence[float | None], size: int | None, seed: int) -> None:
-        self._pools = pools
-        available = [len(pool) for pool in pools]
-        self._taken = amounts(available, weights, size)
-        self._places = [
-            draw(n, wanted, derive_seed(seed, number)) if wanted else array("q")
-            for number, (n, wanted) in enumerate(zip(available, self._taken, strict=True))
-        ]
-        self._ends = list(accumulate(self._taken))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, place: Any) -> Any:
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        number = bisect_right(self._ends, place)
-        return sample_at(self._pools[number], self._places[number][place - self._ends[number] + self._taken[number]])
-
-    def column(self, name: str) -> list[Any]:
-        """One column of the pools, for every place of the mix; the samples themselves are not read."""
-        out: list[Any] = []
-        for pool, places in zip(self._pools, self._places, strict=True):
-            values = pool.with_format("arrow")[name][:].to_pylist() if len(places) else []
-            out += [values[place] for place in places]
-        return out
-
-    def facts(self, labels: Sequence[str]) -> list[dict[str, Any]]:
-        """Available and taken of each source."""
-        return [
-            {"source": label, "available": len(pool), "taken": taken}
-            for label, pool, taken in zip(labels, self._pools, self._taken, strict=True)
-        ]
-
-
-def write_conversations(mix: Mix, fusion: Fusion | None, context: StageContext, funnel: Funnel) -> Dataset:
+def write_conversations(samples: Dataset, fusion: Fusion | None, context: StageContext, funnel: Funnel) -> Dataset:
     """Write the conversations to samples.jsonl and to an Arrow file, the queries behind them to queries.parquet."""
     from datasets import Dataset, Features, Json, Value
     from datasets.arrow_writer import ArrowWriter
@@ -98,18 +59,18 @@ def write_conversations(mix: Mix, fusion: Fusion | None, context: StageContext, 
         ArrowWriter(features=features, path=str(path), writer_batch_size=1000) as arrow,
         (data / ".samples.jsonl.partial").open("w", encoding="utf-8") as lines,
         _query_writer(data / "queries.parquet") as keep_query,
-        progress(f"{context.name}: conversations", len(mix), quiet=context.quiet) as advance,
+        progress(f"{context.name}: conversations", len(samples), quiet=context.quiet) as advance,
     ):
-        for messages, samples in _conversations(mix, fusion, context):
-            for sample in samples:
-                keep_query(sample.query)
+        for messages, parts in _conversations(samples, fusion, context):
+            for part in parts:
+                keep_query(part.query)
             describe(counts, messages, context.family)
-            tools = samples[0].tools
-            source = " + ".join(dict.fromkeys(sample.source for sample in samples))
+            tools = parts[0].tools
+            source = " + ".join(dict.fromkeys(part.source for part in parts))
             arrow.write(features.encode_example({"messages": messages, "tools": tools, "source": source}))
-            row = {"source": source, "modes": [sample.mode for sample in samples], "messages": messages}
-            lines.write(json.dumps(row | ({"tools": tools} if tools else {}), ensure_ascii=False) + "\n")
-            advance(len(samples))
+            row = {"source": source, "modes": [part.mode for part in parts], "messages": messages}
+            lines.write(json_line(row | ({"tools": tools} if tools else {})) + "\n")
+            advance(len(parts))
         arrow.finalize()
     (data / ".samples.jsonl.partial").replace(data / "samples.jsonl")
     funnel.facts["conversations"] = counts
@@ -117,14 +78,14 @@ def write_conversations(mix: Mix, fusion: Fusion | None, context: StageContext, 
 
 
 def _conversations(
-    mix: Mix, fusion: Fusion | None, context: StageContext
+    samples: Dataset, fusion: Fusion | None, context: StageContext
 ) -> Iterator[tuple[list[Message], list[Sample]]]:
     if fusion is None:
-        for place in range(len(mix)):
-            sample = mix[place]
+        for place in range(len(samples)):
+            sample = sample_at(samples, place)
             yield sample.messages, [sample]
         return
-    modes: list[Mode] = mix.column("mode")
+    modes: list[Mode] = list(samples["mode"])
     missing = [mode for mode in MODES if mode not in modes]
     if missing:
         raise PosttrainError(
@@ -135,14 +96,15 @@ def _conversations(
             )
         )
     seed = derive_seed(context.seed, "fusion")
-    yield from fuse(modes, mix.column("joinable"), mix.__getitem__, fusion, context.family, seed)
+    joinable: list[bool] = list(samples["joinable"])
+    yield from fuse(modes, joinable, lambda place: sample_at(samples, place), fusion, context.family, seed)
 
 
 @contextmanager
 def _query_writer(path: Path) -> Iterator[Any]:
     """Gives a function that keeps a query, each once."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
     texts = [pa.field(name, pa.string()) for name in QUERY_COLUMNS if name not in ("difficulty", "prompt")]
     message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])

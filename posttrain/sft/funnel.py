@@ -16,6 +16,12 @@ EXAMPLES = 3  # of each reason of each step
 LONGEST = 4000  # characters of a text in an example
 
 
+def json_line(value: Any) -> str:
+    """JSON on one line for every reader: Unicode's own line breaks, which `str.splitlines` knows too, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+
+
 @dataclass(frozen=True)
 class Drop:
     """Why a filter drops something: the rule (counted) and the particulars (for the reader)."""
@@ -92,5 +98,4 @@ class Funnel:
     def write(self, directory: Path) -> None:
         """Write funnel.json and examples.jsonl."""
         write_json(directory / "funnel.json", self.as_json())
-        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in self.examples())
-        write_text(directory / "examples.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(directory / "examples.jsonl", "".join(f"{json_line(row)}\n" for row in self.examples()))

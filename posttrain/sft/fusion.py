@@ -24,6 +24,8 @@ from posttrain.templates.families import Family, Mode
 from posttrain.templates.flags import with_flag
 from posttrain.templates.render import last_flag
 
+CORRECTED_OVER = 20  # turns over which a surplus of one mode in the dialogues is made up for
+
 MODES: tuple[Mode, Mode] = ("thinking", "non_thinking")
 
 
@@ -105,6 +107,8 @@ class Planner:
         rng.shuffle(order)
         for place in order:
             (self._pools[modes[place]] if joinable[place] else self._whole).append(place)
+        self._share = len(self._pools["thinking"]) / max(1, self._left())  # of thinking among the joinable
+        self._surplus = 0.0  # thinking turns that dialogues took beyond that share
         self._unflagged = _Quota(spec.flags.unflagged, rng)
         self._in_system = _Quota(spec.flags.in_system, rng)
         self._joined = _Quota(spec.multi_turn.share if spec.multi_turn else 0.0, rng)
@@ -140,10 +144,16 @@ class Planner:
                 flag = self._drawn_mode()  # no sample of the mode in force is left: the user asks for the other
             mode = flag or mode
             turns.append(Turn(self._pools[mode].pop(), flag, mode))
+            self._surplus += (mode == "thinking") - self._share
         return Dialogue(tuple(turns), turns[0].flag is not None and self._in_system.take())
 
     def _drawn_mode(self) -> Mode:
-        return self._rng.choices(MODES, weights=[len(self._pools[mode]) for mode in MODES])[0]
+        """A flag's mode. Turns without one favour the default mode; flags make up for it, so both last to the end."""
+        left = [mode for mode in MODES if self._pools[mode]]
+        if len(left) == 1:
+            return left[0]
+        chance = self._share - self._surplus / CORRECTED_OVER
+        return "thinking" if self._rng.random() < chance else "non_thinking"
 
 
 def assemble(dialogue: Dialogue, samples: Sequence[Sample], family: Family) -> list[Message]:

@@ -45,7 +45,7 @@ def query_rows(context: StageContext, data: str | None, stage: str | None) -> Da
     if data is not None:
         rows, what = load_from_disk(str(context.run.data(data))), f"data {data}"
     else:
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
         table = pyarrow.parquet.read_table(context.run.stage(str(stage)).data / "queries.parquet")
         rows, what = Dataset(table), f"the queries of stage {stage}"

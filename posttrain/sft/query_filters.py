@@ -107,7 +107,7 @@ _ALSO = re.compile(
     re.IGNORECASE,
 )
 _ASKS = re.compile(
-    r"[?？]|\b(?:find|determine|compute|calculate|evaluate|solve|how (?:many|much|long|far)|what (?:is|are|was))\b",
+    r"[?？]|\b(?:find|determine|compute|calculate|evaluate|solve|how \w+|what (?:is|are|was))\b",
     re.IGNORECASE,
 )
 _ONE_OF = re.compile(r"\b(?:which of|choose|select|one of|the following|options?)\b|选项|下列", re.IGNORECASE)

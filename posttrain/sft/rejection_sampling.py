@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from posttrain.model.artifacts import write_text
 from posttrain.recipe.schema import SamplingSpec, Spec
-from posttrain.sft.funnel import Drop, Funnel
+from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.query_filters import Query, question_of
 from posttrain.sft.repetition import units
 from posttrain.sft.response_filters import Response, ResponseFilter, Surroundings
@@ -165,7 +165,7 @@ class Completions:
             for _ in range(self.samples)
         ]
         seed = derive_seed(self._seed, number)
-        lines = [json.dumps({"made_with": mark, "seed": seed})]
+        lines = [json.dumps({"made_with": mark, "seed": seed, "completions": len(prompts)})]
         for place, completion in enumerate(sampler(prompts, seed=seed, progress=advance)):
             row = {
                 "query": first + place // self.samples,
@@ -176,7 +176,7 @@ class Completions:
                 "thinking_tokens": completion.thinking_tokens,
                 "closed_by": completion.closed_by,
             }
-            lines.append(json.dumps(row, ensure_ascii=False))
+            lines.append(json_line(row))
         return "\n".join(lines) + "\n"
 
     def __iter__(self) -> Iterator[list[Candidate]]:
@@ -201,10 +201,16 @@ class Completions:
 
 
 def _mark_of(path: Path) -> str | None:
+    """What a chunk was made with; None where it is not there, or not whole (the machine went down, not the process)."""
     if not path.exists():
         return None
     with path.open(encoding="utf-8") as file:
-        return str(json.loads(file.readline()).get("made_with"))
+        try:
+            head = json.loads(file.readline())
+        except ValueError:
+            return None
+        written = sum(line.endswith("\n") for line in file)
+    return str(head["made_with"]) if written == head.get("completions") else None
 
 
 def unusable(candidate: Candidate, mode: Mode) -> Drop | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -18,6 +18,7 @@ from posttrain.sft import answers
 from posttrain.sft.funnel import Drop
 from posttrain.sft.languages import latin_languages, prose, script_shares
 from posttrain.sft.repetition import duplicate_line_share, looped_tail, repeated_share, units
+from posttrain.sft.reserved import Reserved
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import Mode
 
@@ -53,12 +54,12 @@ class Surroundings:
     Attributes:
         score: score of a final message by the query's own task (0..1); None where the query cannot be scored.
         typical_thinking: median words of thinking by difficulty, over the responses that are being filtered.
-        similar_to_reserved: the reserved text that a text is too similar to, or None.
+        reserved: knows the reserved queries; None where a stage has none, or leaves them aside.
     """
 
     score: Callable[[str, Query], float | None] = lambda content, query: None
     typical_thinking: Mapping[int, float] = field(default_factory=dict)
-    similar_to_reserved: Callable[[str], str | None] = lambda text: None
+    reserved: Reserved | None = None
 
 
 class ResponseFilter(Spec):
@@ -161,7 +162,7 @@ class Disagreement(ResponseFilter):
         final = answers.final_answer(response.content)
         concluded = answers.concluded_answer(response.reasoning)
         tail = int((1 - self.tail) * len(response.reasoning))
-        if final is None or concluded is None or concluded.start < tail:
+        if final is None or concluded is None or concluded.end < tail:
             return None
         # What names the final answer after its last statement went on to it; and an equation at the end may be a check.
         if answers.mentions(response.reasoning[concluded.end if concluded.explicit else tail :], final):
@@ -228,19 +229,24 @@ class LanguageMixing(ResponseFilter):
 
 
 class TooSimilar(ResponseFilter):
-    """The query or the response is too close to a reserved (validation) query."""
+    """The query is too close to a reserved (validation) query, or the response quotes one."""
 
     name: ClassVar[str] = "too_similar"
+    method: Literal["key", "text", "lcs"] | None = Field(
+        default=None, description="how queries are compared; default: the `decontaminate` of the data they are from"
+    )
+    quoted: int = Field(default=13, ge=1, description="words in a row of a reserved query that a response may not have")
 
     def why_drop(self, response: Response, around: Surroundings) -> Drop | None:
-        for where, text in (
-            ("query", response.question),
-            ("thinking", response.reasoning),
-            ("answer", response.content),
-        ):
-            reserved = around.similar_to_reserved(text) if text else None
-            if reserved is not None:
-                return Drop("too_similar", f"the {where} resembles the reserved query {reserved[:200]!r}")
+        if around.reserved is None:
+            return None
+        near = around.reserved.like(response.question, str(response.query.get("key") or ""))
+        if near is not None:
+            return Drop("query", f"the query resembles the reserved one {near[:200]!r}")
+        for where, text in (("thinking", response.reasoning), ("answer", response.content)):
+            near = around.reserved.quoted_in(text, response.question)
+            if near is not None:
+                return Drop("quotation", f"the {where} quotes the reserved query {near[:200]!r}")
         return None
 
 

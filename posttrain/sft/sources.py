@@ -23,7 +23,7 @@ from posttrain.sft.rejection_sampling import (
     unusable,
     why_drop,
 )
-from posttrain.sft.reserved import reserved_finder
+from posttrain.sft.reserved import data_behind, method_of, open_reserved
 from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
 from posttrain.sft.sampler import open_sampler, sampling_of
 from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
@@ -92,18 +92,19 @@ class Collector:
     filters: Filters
     funnel: Funnel
 
-    def collect(self, sources: Sequence[SampleSource]) -> list[Dataset]:
-        """One pool (`samples.write_pool`) a source, in order.
+    def collect(self, sources: Sequence[SampleSource]) -> dict[str, Dataset]:
+        """One pool (`samples.write_pool`) a source, by label, in order.
 
         Raises:
             PosttrainError: a source has no sample left, with what took most of them.
         """
-        pools, problems = [], []
+        pools: dict[str, Dataset] = {}
+        problems = []
         for number, source in enumerate(sources):
             label = source.label if [s.label for s in sources].count(source.label) == 1 else f"{source.label} #{number}"
             path = self.context.dir.data / "work" / f"pool-{number}.arrow"
             pool = write_pool(self._samples(source, number, label), path)
-            pools.append(limited(pool, source.limit, self._seed("limit", number)))
+            pools[label] = limited(pool, source.limit, self._seed("limit", number))
             if not len(pool):
                 problems.append(self._nothing_left(label, number))
         if problems:
@@ -126,7 +127,9 @@ class Collector:
         if is_query_row(rows.column_names):
             rows = QuerySelector(self.context, filters.queries, self.funnel, number, label).select(rows)
         around = self._around(
-            filters.responses, lambda: (r for sample in self._read(rows, source, label) for r in responses_of(sample))
+            filters.responses,
+            [str(source.data)],
+            lambda: (r for sample in self._read(rows, source, label) for r in responses_of(sample)),
         )
         active = filters.responses.active()
         with progress(f"reading {label}", len(rows), quiet=self.context.quiet) as advance:
@@ -165,8 +168,10 @@ class Collector:
         completions = self._completions(queries, spec, number)
         with progress(f"sampling: {label}", len(completions), quiet=self.context.quiet) as advance:
             completions.generate(advance)
+        data = [spec.queries] if spec.queries else data_behind(self.context.recipe, str(spec.queries_of))
         around = self._around(
             filters.responses,
+            data,
             lambda: (
                 response_of(queries[one.query], one, spec.mode)
                 for group in completions
@@ -196,13 +201,18 @@ class Collector:
             chunk=spec.chunk,
         )
 
-    def _around(self, filters: ResponseFilters, responses: Callable[[], Iterator[Response]]) -> Surroundings:
+    def _around(
+        self, filters: ResponseFilters, data: Sequence[str], responses: Callable[[], Iterator[Response]]
+    ) -> Surroundings:
         """What the filters may know; only what an active one asks for is worked out."""
         typical: dict[int, float] = {}
         if filters.guessing is not None and filters.guessing.of_typical:
             typical = typical_thinking(responses())
-        similar = reserved_finder(self.context) if filters.too_similar is not None else lambda text: None
-        return Surroundings(score_with_task, typical, similar)
+        similar = filters.too_similar
+        if similar is None:
+            return Surroundings(score_with_task, typical)
+        method = similar.method or method_of(self.context.recipe, data)
+        return Surroundings(score_with_task, typical, open_reserved(self.context, method, similar.quoted))
 
     def _nothing_left(self, label: str, number: int) -> Problem:
         steps = [step for step in self.funnel.as_json()["steps"] if step["source"] == label]
