@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from posttrain.distill.on_policy import teacher_faults
 from posttrain.recipe.schema import SamplingSpec
 from posttrain.recipe.stage import Fault, Stage, StageContext
+from posttrain.rl.queries import QuerySources
 from posttrain.sft.fusion import Flags, Fusion, MultiTurn
 from posttrain.sft.rejection_sampling import RejectionSampling
 from posttrain.sft.response_filters import ResponseFilters
@@ -31,9 +32,7 @@ class OffPolicyDistillationStage(Stage):
     owned_options: ClassVar[Mapping[str, str]] = SftStage.owned_options
 
     kind: Literal["off_policy_distillation"] = "off_policy_distillation"
-    queries: str | list[str] | dict[str, float] = Field(
-        description="a name under `data:` (queries), several, or several with weights"
-    )
+    queries: QuerySources
     modes: dict[Mode, float] = Field(
         default={"thinking": 0.5, "non_thinking": 0.5}, description="share of samples in each mode"
     )
@@ -45,7 +44,6 @@ class OffPolicyDistillationStage(Stage):
     filters: Filters | None = Field(default=None, description="the cold start's filters, in place of `keep`")
     flags: Flags | bool = Field(default=True, description="mode flags as in fusion; false: none")
     multi_turn: MultiTurn | None = Field(default=None, description="dialogues joined from single answers, as in fusion")
-    limit: int | None = Field(default=None, gt=0, description="queries at most of each data set, drawn at random")
     size: int | None = Field(
         default=None, gt=0, description="samples after mixing; default: as many as the shares allow"
     )
@@ -75,7 +73,7 @@ class OffPolicyDistillationStage(Stage):
             evaluate_every=self.evaluate_every,
             samples=[
                 self._source(name, mode, weight * share)
-                for name, weight in self._weights().items()
+                for name, weight in self.queries.weights.items()
                 for mode, share in self.modes.items()
                 if share > 0
             ],
@@ -87,24 +85,20 @@ class OffPolicyDistillationStage(Stage):
             packing=self.packing,
         )
 
-    def _weights(self) -> dict[str, float]:
-        if isinstance(self.queries, str):
-            return {self.queries: 1.0}
-        return dict.fromkeys(self.queries, 1.0) if isinstance(self.queries, list) else dict(self.queries)
-
     def _source(self, name: str, mode: Mode, weight: float) -> SampleSource:
-        sampling = RejectionSampling(
-            queries=name,
-            model="teacher",
-            samples=self.answers,
-            keep=self.keep_per_query,
-            mode=mode,
-            limit=self.limit,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            sampling=self.sampling.get(mode),
-        )
-        return SampleSource(rejection_sampling=sampling, weight=weight)
+        limit = self.queries.limit
+        sampling = {
+            "queries": name,
+            "from": "teacher",
+            "samples": self.answers,
+            "keep": self.keep_per_query,
+            "mode": mode,
+            "limit": limit and max(1, round(limit * self.queries.weights[name] / sum(self.queries.weights.values()))),
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "sampling": self.sampling.get(mode),
+        }
+        return SampleSource(rejection_sampling=RejectionSampling.model_validate(sampling), weight=weight)
 
     def _fusion(self) -> Fusion | None:
         """Flags and dialogues, where both modes are there to choose from."""
@@ -131,7 +125,7 @@ class OffPolicyDistillationStage(Stage):
         yield from (fault for fault in self.as_sft().faults(recipe, start_kind) if fault.loc[:1] == ("train",))
 
     def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
-        return [(("queries",), name) for name in self._weights()]
+        return self.queries.data_references()
 
     def result_kind(self, start_kind: Kind) -> Kind:
         return self.as_sft().result_kind(start_kind)

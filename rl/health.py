@@ -16,7 +16,7 @@ class Health(Spec):
 
     stop_if_equal: int = 0
     """Stop when so many generation batches in a row carry no difference in reward at all; 0: only warn."""
-    stop_if_truncated: int = 3
+    stop_if_truncated: int = 0
     """Stop when so many generation batches in a row are truncated to the last completion; 0: only warn."""
 
 
@@ -69,16 +69,16 @@ class Watch:
         self.streaks[kind] = self.streaks[kind] + 1 if sick else 0
         length = self.streaks[kind]
         if limit and length >= limit:
-            raise PosttrainError(
-                Problem(
-                    f"{text}, {length} batches in a row", why="the policy learns nothing from it", remedy=_REMEDY[kind]
-                )
-            )
+            raise PosttrainError(Problem(f"{text}, {length} batches in a row", why=_WHY[kind], remedy=_REMEDY[kind]))
         # At 1, 2, 4, 8, ... in a row: a long streak is told without flooding the log.
         if length and length & (length - 1) == 0:
             log.warning("%s (%d in a row)", text, length)
 
 
+_WHY = {
+    "equal": "a batch without differences in reward has no gradient",
+    "truncated": "no answer is ever finished, so none is ever right",
+}
 _REMEDY = {
     "equal": "look at the rollouts: either all is solved (choose harder queries, by pass_rate), or nothing is rewarded",
     "truncated": "raise train.max_completion_length, or give thinking_budgets",

@@ -43,26 +43,23 @@ class PassRate(Spec):
         return self
 
 
-class QuerySelection(Spec):
-    """Which queries a stage uses."""
+class QuerySources(Spec):
+    """Where queries come from."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
 
     from_: str | list[str] | dict[str, float] = Field(
         alias="from", description="a name under `data:`, several, or several with weights"
     )
-    exclude_queries_of: list[str] = Field(
-        default_factory=list, description="earlier stages whose queries are left out, by key"
-    )
-    only_queries_of: list[str] = Field(
-        default_factory=list, description="earlier stages whose queries alone are used, by key"
-    )
-    pass_rate: PassRate | None = None
-    order: Literal["hardest_first", "shuffled", "as_is"] = "shuffled"
-    pool: int | None = Field(
-        default=None, gt=0, description="queries looked at (their pass rate measured); default: all"
-    )
-    limit: int | None = Field(default=None, gt=0, description="queries used")
+    limit: int | None = Field(default=None, gt=0, description="queries used at most")
+
+    @model_validator(mode="after")
+    def _weighed(self) -> QuerySources:
+        if not self.weights:
+            raise ValueError("`from` names no data set")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("a weight under `from` must be above 0")
+        return self
 
     @property
     def weights(self) -> dict[str, float]:
@@ -74,6 +71,22 @@ class QuerySelection(Spec):
     def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
         return [(("queries", "from"), name) for name in self.weights]
 
+
+class QuerySelection(QuerySources):
+    """Which queries a stage uses, in which order."""
+
+    exclude_queries_of: list[str] = Field(
+        default_factory=list, description="earlier stages whose queries are left out, by key"
+    )
+    only_queries_of: list[str] = Field(
+        default_factory=list, description="earlier stages whose queries alone are used, by key"
+    )
+    pass_rate: PassRate | None = None
+    order: Literal["hardest_first", "shuffled", "as_is"] = "shuffled"
+    pool: int | None = Field(
+        default=None, gt=0, description="queries looked at (their pass rate measured); default: all"
+    )
+
     def stage_references(self) -> list[tuple[tuple[str | int, ...], str]]:
         return [
             (("queries", key, i), name)
@@ -83,10 +96,6 @@ class QuerySelection(Spec):
 
     def faults(self) -> Iterator[Fault]:
         """Faults within the selection."""
-        if not self.weights:
-            yield Fault(("queries", "from"), "no data set is named")
-        if any(weight <= 0 for weight in self.weights.values()):
-            yield Fault(("queries", "from"), "a weight must be above 0")
         if self.order == "hardest_first" and self.pass_rate is None:
             yield Fault(
                 ("queries", "order"),

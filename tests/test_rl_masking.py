@@ -6,6 +6,7 @@ tokens alone; TRL's loss over the trainer's real output must be the same.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from posttrain.templates.families import get_family
 
 QWEN3 = get_family("qwen3")
 # Its generation prompt ends inside an open block, so every rollout of an untrained model thinks from its first token.
-THINKS = get_family("qwen3_thinking_2507")
+THINKS = dataclasses.replace(get_family("qwen3_thinking_2507"), stop_thinking="\nTime is up.\n</think>\n\n")
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
