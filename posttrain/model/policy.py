@@ -163,6 +163,18 @@ def _load_named(spec: ModelSpec) -> Any:
         raise PosttrainError(
             Problem(f"the model at {path!r} could not be loaded: {_first_line(error)}", remedy="check `model.path`")
         ) from error
+    differs = {
+        key: getattr(model.config, key, None)
+        for key, value in spec.config.items()
+        if getattr(model.config, key, None) != value
+    }
+    if differs:
+        raise PosttrainError(
+            Problem(
+                f"the model at {path!r} is not of the shape that the recipe gives: {differs}",
+                remedy="correct `model.config`, or leave it out: the model brings its own",
+            )
+        )
     if spec.gguf_file and hasattr(model.config, "quantization_config"):
         # The weights are plain tensors by now; the leftover entry would make every reader look for quantised ones.
         del model.config.quantization_config

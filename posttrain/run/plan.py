@@ -1,0 +1,233 @@
+"""What a run will do, before it does it: stages, samples, tokens, parameters, memory, disk, engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.model.policy import looks_local
+from posttrain.recipe.load import LoadedRecipe
+from posttrain.recipe.references import kinds_of, start_of
+from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
+from posttrain.recipe.trainer_options import option_names
+from posttrain.run.context import root_spec
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DEFAULT_BATCH = 8  # transformers' per_device_train_batch_size
+DEFAULT_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, estimated. None where the recipe alone does not tell.
+
+    Attributes:
+        samples: samples that optimizer steps consume; tokens: trained tokens at most.
+        memory: bytes over all processes: weights, gradients, optimizer state, teacher and reference, no activations.
+        disk: bytes of the model and of two checkpoints.
+    """
+
+    name: str
+    kind: str
+    start: str
+    model_kind: str
+    steps: int | None
+    samples: int | None
+    tokens: int | None
+    parameters: int | None
+    trained: int | None
+    memory: int | None
+    disk: int | None
+
+
+def parameter_count(spec: ModelSpec) -> int | None:
+    """Parameters of a model, counted on its shape alone; None for a hub's model whose shape the recipe does not give."""
+    import torch
+    import transformers
+
+    config: Any = None
+    if spec.architecture is not None:
+        config = getattr(transformers, spec.architecture).config_class(**_sized(spec))
+    elif spec.path is not None and looks_local(spec.path) and (Path(spec.path) / "config.json").exists():
+        config = transformers.AutoConfig.from_pretrained(spec.path, local_files_only=True)
+    elif spec.config:
+        config = transformers.AutoConfig.for_model(**spec.config)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _sized(spec: ModelSpec) -> dict[str, Any]:
+    wanted = getattr(spec.tokenizer, "vocab_size", None)
+    return {**({"vocab_size": -(-wanted // 32) * 32} if wanted else {}), **spec.config}
+
+
+def stage_plan(recipe: Recipe, name: str, counts: Mapping[str, int | None]) -> StagePlan:
+    """The estimate of one stage.
+
+    Args:
+        counts: parameters of the model at each stage's root, and of each teacher, by stage name.
+    """
+    stage = recipe.stages[name]
+    train = stage.train
+    origin = start_of(recipe, name)
+    start = origin[1] if origin[0] == "stage" else "its own model" if origin[0] == "model" else "base"
+    batch = int(train.get("per_device_train_batch_size", DEFAULT_BATCH))
+    batch *= int(train.get("gradient_accumulation_steps", 1)) * recipe.engine.processes
+    rows = _rows(recipe, name)
+    steps = int(train.get("max_steps", -1))
+    if steps <= 0:
+        epochs = float(train.get("num_train_epochs", DEFAULT_EPOCHS))
+        groups = int(train.get("num_generations", 8)) if "num_generations" in option_names(stage.trainer_config) else 1
+        steps = math.ceil(rows * groups / batch * epochs) if rows else 0
+    length = train.get("max_length") or train.get("max_completion_length")
+    samples = steps * batch or None
+    parameters = counts[name]
+    spec = root_spec(recipe, name)
+    trained = None if parameters is None else _lora_parameters(spec, parameters)
+    return StagePlan(
+        name=name,
+        kind=stage.kind,
+        start=start,
+        model_kind=kinds_of(recipe)[name][1],
+        steps=steps or None,
+        samples=samples,
+        tokens=samples * int(length) if samples and length else None,
+        parameters=parameters,
+        trained=trained,
+        memory=None if parameters is None or trained is None else _memory(recipe, name, parameters, trained, counts),
+        disk=None if parameters is None or trained is None else _disk(spec, parameters, trained),
+    )
+
+
+def _lora_parameters(spec: ModelSpec, parameters: int) -> int:
+    """Trained parameters: all, or an adapter's, estimated at its rank over the square root of the size."""
+    if spec.adapter is None:
+        return parameters
+    rank = int(spec.adapter.lora.get("r", 8))
+    # A block of hidden size h holds about 12 h^2 weights; rank r on all its matrices adds about 18 r h.
+    hidden = spec.config.get("hidden_size") or max(256, int((parameters / 12 / 24) ** 0.5))
+    return min(parameters, int(parameters * 1.5 * rank / hidden))
+
+
+def _memory(recipe: Recipe, name: str, parameters: int, trained: int, counts: Mapping[str, int | None]) -> int:
+    spec = root_spec(recipe, name)
+    width = BYTES[spec.dtype]
+    # Weights, gradients, and AdamW's two moments in the weights' type.
+    total = parameters * width + trained * width * 3
+    teacher = recipe.stages[name].teacher
+    if teacher is not None and recipe.stages[name].kind.startswith("on_policy"):
+        total += (counts.get(teacher) or 0) * width
+    if float(recipe.stages[name].train.get("beta", 0.0)) > 0 and recipe.stages[name].kind == "grpo":
+        total += parameters * width
+    return total
+
+
+def _disk(spec: ModelSpec, parameters: int, trained: int) -> int:
+    width = BYTES[spec.dtype]
+    return parameters * width + 2 * (trained * width * 3)
+
+
+def _rows(recipe: Recipe, name: str) -> int | None:
+    """Rows of the data that a stage names, where the recipe says or a file tells."""
+    stage = recipe.stages[name]
+    size = getattr(stage, "size", None) or getattr(getattr(stage, "queries", None), "limit", None)
+    if size:
+        return int(size)
+    counted = [_rows_of(recipe.data[data]) for _, data in stage.data_references()]
+    known = [rows for rows in counted if rows]
+    return sum(known) if known and len(known) == len(counted) else None
+
+
+def _rows_of(spec: DataSpec) -> int | None:
+    if spec.limit or spec.size:
+        return (spec.limit or spec.size or 0) - spec.reserve
+    path = Path(spec.path or "")
+    if spec.path and path.suffix == ".jsonl" and path.is_file():
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip()) - spec.reserve
+    return None
+
+
+def print_plan(loaded: LoadedRecipe) -> None:
+    """Validate with the libraries' own judgement, and print the plan.
+
+    Raises:
+        PosttrainError: a library refuses an option.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from posttrain.run.quiet import hush_libraries
+
+    hush_libraries()
+    loaded.check_libraries()
+    recipe = loaded.recipe
+    roots: dict[int, int | None] = {}
+    counts: dict[str, int | None] = {}
+    for name in recipe.stages:
+        spec = root_spec(recipe, name)
+        if id(spec) not in roots:
+            vocabulary = spec.tokenizer or recipe.model.tokenizer
+            roots[id(spec)] = parameter_count(spec.model_copy(update={"tokenizer": vocabulary}))
+        counts[name] = roots[id(spec)]
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title=f"{recipe.name}: {len(recipe.stages)} stages", title_justify="left")
+    for column in (
+        "stage",
+        "kind",
+        "starts from",
+        "leaves",
+        "steps",
+        "samples",
+        "tokens <=",
+        "parameters",
+        "memory",
+        "disk",
+    ):
+        table.add_column(column, justify="left" if column in ("stage", "kind", "starts from", "leaves") else "right")
+    plans = [stage_plan(recipe, name, counts) for name in recipe.stages]
+    for plan in plans:
+        parameters = short(plan.parameters)
+        if plan.trained != plan.parameters:
+            parameters += f" ({short(plan.trained)} trained)"
+        table.add_row(
+            plan.name, plan.kind, plan.start, plan.model_kind, short(plan.steps), short(plan.samples), short(plan.tokens),
+            parameters, short(plan.memory, "B"), short(plan.disk, "B"),
+        )  # fmt: skip
+    console.print(table)
+    engine = recipe.engine
+    if engine.launcher == "none":
+        where = f"this process, {'CPU' if engine.cpu else 'accelerator if there is one'}"
+    else:
+        where = f"accelerate launch, {engine.processes} processes on {engine.machines} machine(s), {engine.strategy}"
+    console.print(f"engine: {where}")
+    peak = max((plan.memory or 0 for plan in plans), default=0)
+    disk = sum(plan.disk or 0 for plan in plans)
+    console.print(
+        f"peak memory about {short(peak, 'B')} over all processes (weights, gradients, optimizer, teacher; activations "
+        f"come on top), disk about {short(disk, 'B')}"
+    )
+    reserved = sum(recipe.data[name].reserve for name in recipe.evaluation.data)
+    console.print(
+        f"evaluation after each stage: {reserved} reserved queries x {recipe.evaluation.samples} in every mode, "
+        f"{len(recipe.evaluation.budgets)} budgets, {recipe.evaluation.think_follow.dialogues} dialogues"
+    )
+    console.print("valid")
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """A count as people say it: 1.2k, 32.8B; `?` where it is not known."""
+    if value is None:
+        return "?"
+    letters = ("", "k", "M", "G", "T") if unit else ("", "k", "M", "B", "T")
+    power = 0
+    while value >= 1000 and power < len(letters) - 1:
+        value, power = value / 1000, power + 1
+    number = f"{value:.0f}" if power == 0 else f"{value:.1f}"
+    return f"{number}{' ' if unit else ''}{letters[power]}{unit}"
