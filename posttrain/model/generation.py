@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,7 @@ class Generator:
     """Completes prompts with one model.
 
     The model may be wrapped by peft, and may be training: its mode, its configuration and the global random state are
-    left as they were. All its parameters must be at hand (under ZeRO-3 or FSDP: gathered), because processes generate
-    different numbers of tokens.
+    left as they were.
 
     Args:
         model: a causal language model of transformers.
@@ -83,6 +83,8 @@ class Generator:
             the stop text, so that a budget never eats the answer's room.
         batch_size: rows decoded together. On a CPU a small model is fastest with all its rows in one batch.
         sampling: replaces the family's sampling of the modes it names.
+        sharded: the parameters lie on several processes (ZeRO-3, FSDP) and are gathered forward by forward. Then all
+            processes have to call at the same time, each with prompts of its own.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class Generator:
         max_new_tokens: int,
         batch_size: int = 64,
         sampling: Mapping[Mode, Sampling] | None = None,
+        sharded: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._family = family
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
+        self._sharded = sharded
         self._sampling = {**family.sampling, **(sampling or {})}
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
         # Rows without a limit are watched under the shortest rule, which every tokenizer and family has.
@@ -122,7 +126,7 @@ class Generator:
                 that are not finite.
         """
         from posttrain.model.decoding import decode
-        from posttrain.model.inference import decoding_mode
+        from posttrain.model.inference import decoding_mode, lockstep
 
         texts = [self._render(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(texts))
@@ -136,7 +140,7 @@ class Generator:
         ]
         # Long prompts first: little padding, equal prompts side by side, and memory runs out at the start if it does.
         ordered = sorted(rows, key=lambda row: (-len(row.prompt_ids), row.prompt_ids))
-        with decoding_mode(self._model):
+        with decoding_mode(self._model), lockstep(self._model) if self._sharded else nullcontext():
             for start in range(0, len(rows), self._batch_size):
                 decode(
                     self._model,

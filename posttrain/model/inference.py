@@ -49,6 +49,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, in this order. Where rows only leave, those that keep their place are not copied."""
+        indices = indices.to(self.keys.device)  # layers may lie on several devices
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
         sources = indices[moved]
         if len(indices) > len(self.keys) or (sources < len(indices)).any():  # a row is wanted at a second place
@@ -109,3 +110,30 @@ def decoding_mode(model: Any) -> Iterator[None]:
             base.set_attn_implementation(attention)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def lockstep(model: Any) -> Iterator[None]:
+    """Every process calls the model's forward equally often: those that are done early go along until all are.
+
+    Needed while the parameters are sharded (ZeRO-3, FSDP), because each forward gathers them from all processes. All
+    processes have to enter.
+    """
+    device = next(model.parameters()).device
+
+    def anyone_works(mine: bool) -> bool:
+        flag = torch.tensor(int(mine), device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def announce(*_: Any) -> None:
+        anyone_works(True)
+
+    hook = model.register_forward_pre_hook(announce, prepend=True)  # before the gathering, as on those who go along
+    try:
+        yield
+    finally:
+        hook.remove()
+    with torch.no_grad():
+        while anyone_works(False):
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
