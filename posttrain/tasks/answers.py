@@ -7,7 +7,7 @@ import unicodedata
 from fractions import Fraction
 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_MARK = re.compile(rf"{_BOX.pattern}|\\.|[{{}}]", re.DOTALL)
 _PHRASE = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _HASHES = re.compile(r"####[ \t]*(\S.*)$", re.MULTILINE)
 
@@ -23,28 +23,29 @@ LONGEST_NUMBER = 200  # characters
 
 
 def boxes(text: str) -> list[str]:
-    r"""The contents of every `\boxed{...}` (or `\fbox`) whose braces balance, in order; nested boxes are opened."""
-    found = []
-    position = 0
-    while opening := _BOX.search(text, position):
-        end = _closing_brace(text, opening.end())
-        if end is None:
-            position = opening.end()
-            continue
-        inside = text[opening.end() : end].strip()
-        found.append((boxes(inside) or [inside])[-1] if _BOX.match(inside) else inside)
-        position = end + 1
-    return found
+    r"""The contents of every `\boxed{...}` (or `\fbox`) whose braces balance, in order; nested boxes are opened.
+
+    One pass: a model may well write thousands of boxes and close none.
+    """
+    found: list[tuple[int, str]] = []  # where each begins, and what is in it
+    open_braces: list[re.Match[str]] = []
+    for mark in _MARK.finditer(text):
+        if mark[0].endswith("{") and mark[0] != "\\{":
+            open_braces.append(mark)
+        elif mark[0] == "}" and open_braces:
+            opening = open_braces.pop()
+            if len(opening[0]) > 1:
+                _close(found, opening, text[opening.end() : mark.start()].strip())
+    return [inside for _, inside in found]
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        if brace[0] in "{}":
-            depth += 1 if brace[0] == "{" else -1
-            if depth == 0:
-                return brace.start()
-    return None
+def _close(found: list[tuple[int, str]], opening: re.Match[str], inside: str) -> None:
+    """Add a box; those within it go, and if it begins with one it holds the last of them."""
+    inner = None
+    while found and found[-1][0] > opening.start():
+        last = found.pop()[1]
+        inner = last if inner is None else inner
+    found.append((opening.start(), inner if inner is not None and _BOX.match(inside) else inside))
 
 
 def final_answer(content: str) -> str | None:

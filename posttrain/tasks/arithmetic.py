@@ -126,6 +126,10 @@ class Arithmetic:
     def gold(self, query: Mapping[str, Any]) -> str:
         return FORMATS[_format_of(query)].write(int(query["answer"]))
 
+    def problem(self, answer: str) -> str | None:
+        """Why a row of a file with this answer cannot be scored, or None."""
+        return None if re.fullmatch(r"[0-9]", answer) else f"the answer {answer[:80]!r} is not one digit"
+
 
 def format_score(content: str, query: Mapping[str, Any]) -> float:
     """1 if the content has the shape that its query asks for, whichever digit it names. To report, not to train on."""

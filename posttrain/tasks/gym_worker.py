@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import random
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -51,6 +52,7 @@ def items(
     name: str, config: dict[str, Any], levels: list[int | None], size: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """`size` items whose gold answer scores 1, and one `{"failed": why}` for each that was left out."""
+    random.seed(seed)  # one of the generators draws from the global one
     spare = size + SPARE + size // 10
     datasets = [
         _dataset(name, config, level, size=-(-spare // len(levels)), seed=seed + 7919 * i)

@@ -52,16 +52,21 @@ def call(function: str, *args: Any, deadline: float) -> Any:
 
 
 def stream(function: str, *args: Any, deadline: float) -> Iterator[Any]:
-    """The items of a generator run in a child process of its own. `deadline` (CPU-seconds) holds for each item.
+    """The items of a generator run in a child process, its own until it ends. `deadline` (CPU-seconds): for each item.
 
     Raises:
         Fault: as `call`.
     """
-    child = _Child()
+    child = _POOL.take()
+    ended = False
     try:
         yield from child.request(function, args, deadline, many=True)
+        ended = True
     finally:
-        child.close()
+        if ended:
+            _POOL.give_back(child)
+        else:
+            child.close()
 
 
 class _Child:
@@ -117,25 +122,37 @@ class _Child:
 
 
 class _Pool:
-    """Idle children, at most `MAX_CHILDREN` with those at work. A forked process starts its own."""
+    """Idle children. At most `MAX_CHILDREN` calls run at once. A forked process starts children of its own."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self.pid = os.getpid()
-        self.idle: queue.LifoQueue[_Child] = queue.LifoQueue()
+        self.idle: queue.LifoQueue[_Child] = queue.LifoQueue(MAX_CHILDREN)
         self.slots = threading.BoundedSemaphore(MAX_CHILDREN)
+
+    def take(self) -> _Child:
+        if self.pid != os.getpid():
+            self._reset()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                child = self.idle.get_nowait()
+                if child.alive():
+                    return child
+                child.close()
+        return _Child()
+
+    def give_back(self, child: _Child) -> None:
+        try:
+            self.idle.put_nowait(child)
+        except queue.Full:
+            child.close()
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[_Child]:
-        if self.pid != os.getpid():
-            self._reset()
         with self.slots:
-            try:
-                child = self.idle.get_nowait()
-            except queue.Empty:
-                child = _Child()
+            child = self.take()
             sound = False
             try:
                 yield child
@@ -144,8 +161,8 @@ class _Pool:
                 sound = fault.kind == "raised"
                 raise
             finally:
-                if sound and child.alive():
-                    self.idle.put(child)
+                if sound:
+                    self.give_back(child)
                 else:
                     child.close()
 

@@ -116,6 +116,10 @@ class ReasoningGym:
     def gold(self, query: Mapping[str, Any]) -> str:
         return f"\\boxed{{{query['answer']}}}"
 
+    def problem(self, answer: str) -> str | None:
+        """Why a row of a file without an `entry` cannot be scored."""
+        return "its scorer needs an `entry`, which only queries made by the task have"
+
     def _levels(self, level: int | list[int] | None) -> list[int | None]:
         lowest, highest = level if isinstance(level, list | tuple) and len(level) == 2 else (level, level)
         if level is None:

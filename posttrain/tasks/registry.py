@@ -40,11 +40,17 @@ def get_task(name: str) -> Task:
 
 
 def _unknown(name: str) -> Problem:
+    if not name:
+        remedy = "give the data set a `verifier`, or its rows a `task`"
+        return Problem("a query names no task, so nothing can score an answer to it", remedy=remedy)
     from posttrain.tasks.reasoning_gym import NAMES
 
     known = [task for task in TASKS if not task.endswith(":")] + [f"reasoning_gym:{member}" for member in NAMES]
-    library = name.partition(":")[0]
-    near = [f"reasoning_gym:{library}"] if library in NAMES else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    library, _, member = name.partition(":")
+    if library in NAMES:
+        near = [f"reasoning_gym:{library}"]
+    else:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6) if member or ":" not in name else []
     if library == "boxed":
         remedy = "every verifier reads the boxed answer by itself: exact, number, choice or math"
     elif near:
