@@ -24,7 +24,7 @@ from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.kinds import stage_class
-from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
+from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Stage, StageContext
 from posttrain.rl.rewards import Rollout
 from posttrain.tasks.arithmetic import Arithmetic, corpus
@@ -108,7 +108,7 @@ def prepared(root: Path, variant: str) -> StageContext:
         model=ModelSpec(path=str(run.base)),
         data={"sums": DataSpec(task="arithmetic", size=12)},
         evaluation=EvaluationSpec(data=["sums"]),
-        engine={"cpu": True},
+        engine=EngineSpec(cpu=True),
         stages={variant: stage},
     )
     context = StageContext(
