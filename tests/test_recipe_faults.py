@@ -234,6 +234,28 @@ BAD: list[tuple[str, str, str]] = [
         "    queries: chains\n    teacher: coldstart # HERE",
         "did you mean the stage `cold_start`",
     ),
+    ("    data: rows", "    data: rows\n    start_from: a/b # HERE", "`a/b` is no stage.*`model: {path: ...}`"),
+    (
+        "max_steps: 10",
+        "optim: sgd # HERE\n    optimizer: {learning_rate: 1}",
+        "given twice: `optimizer` and `train.optim`",
+    ),
+    (
+        "  architecture: Qwen3ForCausalLM\n  config",
+        "  path: owner/model\n  config",
+        "the shape of a model with a `path` names no class.*model_type",
+    ),
+    (
+        "architecture: Qwen3ForCausalLM\n  config: {hid",
+        "path: owner/model\n  config: {model_type: qwen33, # HERE\n    hid",
+        "no model type `qwen33`.*did you mean `qwen3`",
+    ),
+    (
+        "architecture: Qwen3ForCausalLM\n  config: {hid",
+        "path: owner/model\n  config: {model_type: qwen3, hiden_layers: 3, # HERE\n    hid",
+        "`hiden_layers`: Qwen3Config has none.*did you mean `num_hidden_layers`",
+    ),
+    ("  architecture: Q", "  revision: abc # HERE\n  architecture: Q", "`revision` is for a model with a `path`"),
     ("[cold_start]", "[cold_strat] # HERE", "there is no stage `cold_strat`.*did you mean `cold_start`"),
     ("  data: [chains]", "  data: [chains, rows] # HERE", "`rows` sets no rows aside.*reserve"),
     ("  samples: 4", "  budget_stages: [ri] # HERE", "there is no stage `ri`.*did you mean `rl`"),
@@ -265,9 +287,15 @@ BAD: list[tuple[str, str, str]] = [
     ("think_follow:", "accuracy: # HERE\n       ", "say which mode: `thinking.accuracy` or `non_thinking.accuracy`"),
     ("think_follow:", "thinking.pass@3: # HERE\n       ", "pass@k is measured at powers of 2"),
     # paths
-    ("path: rows.jsonl", "path: row.jsonl # HERE", "row.jsonl does not exist.*local path.*did you mean .*rows.jsonl"),
+    ("path: rows.jsonl", "path: row.jsonl # HERE", "row.jsonl: no such file or folder.*did you mean rows.jsonl"),
     ("path: rows.jsonl", "path: part-*.jsonl # HERE", "no file matches"),
     ("path: rows.jsonl", "path: empty.jsonl # HERE", "empty.jsonl is empty"),
+    ("path: rows.jsonl", "path: notes.txt # HERE", "cannot tell what kind of file this is"),
+    ("path: rows.jsonl", "path: models/tiny # HERE", "no file in it ends in"),
+    ("path: rows.jsonl", "path: rows.jsonl\n    size: 3 # HERE", "this is no task.*write `limit:`"),
+    ("path: rows.jsonl", "path: rows.jsonl\n    options: {a: 1} # HERE", "a file takes no `options`"),
+    ("path: rows.jsonl", "path: rows.jsonl\n    filter: 'len(' # HERE", "is no expression"),
+    ("path: rows.jsonl", "path: rows.jsonl\n    map: {prompt: '{a'} # HERE", "the template '{a' is malformed"),
     ("path: rows.jsonl", "dataset: ./nowhere # HERE", "nowhere does not exist.*nothing is looked up on a hub"),
     (
         "    queries: chains",
@@ -305,6 +333,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         register(monkeypatch, name, cls)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "notes.txt").write_text("")
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "models" / "bare").mkdir()
     (tmp_path / "models" / "bare" / "config.json").write_text("{}")

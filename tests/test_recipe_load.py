@@ -230,6 +230,15 @@ def test_what_is_no_demand(text: str) -> None:
         parse_demand(text)
 
 
+SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_a_shipped_recipe_loads_and_resolves(path: Path, tmp_path: Path) -> None:
+    first = load_recipe(path)
+    assert loaded(tmp_path, text=first.text).recipe == first.recipe
+
+
 @pytest.mark.parametrize("bad", [False, True], ids=["good", "bad"])
 def test_a_recipe_is_judged_in_a_fresh_process_without_anything_heavy(tmp_path: Path, bad: bool) -> None:
     """In seconds of this process's own CPU time: the machine may be busy with others."""
@@ -249,9 +258,14 @@ def test_a_recipe_is_judged_in_a_fresh_process_without_anything_heavy(tmp_path: 
           cold_start: {{kind: sft, samples: [{{data: chains}}], train: {{learning_rate: 1e-3}}}}
           rl: {{kind: grpo, queries: {{from: chains}}, train: {{num_generations: 4}}}}
           student:
+            kind: off_policy_distillation
+            teacher: rl
+            modes: {{thinking: 1.0}}
+            model: {{architecture: Qwen3ForCausalLM, config: {{hidden_size: 32}}}}
+            queries: {{from: chains}}
+          on_policy:
             kind: on_policy_distillation
             teacher: rl
-            model: {{architecture: Qwen3ForCausalLM, config: {{hidden_size: 32}}}}
             queries: {{from: chains}}
             train: {{{"temperatur" if bad else "temperature"}: 1.0}}
         """

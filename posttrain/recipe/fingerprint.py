@@ -93,7 +93,7 @@ def recipe_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
         "template": recipe.template.model_dump(mode="json"),
         "options": {**stages[name], "starts_from": origins[name]},
         "stages": {other: {**stages[other], "starts_from": origins[other]} for other in stages if other != name},
-        "models": {key: _with_content(_plain(spec), "path", "tokenizer") for key, spec in models.items()},
+        "models": {key: _model(spec) for key, spec in models.items()},
         "data": {data: _with_content(_plain(recipe.data[data]), "path", "dataset") for data in sorted(used)},
     }
     canonical: dict[str, Any] = json.loads(json.dumps(fingerprint, sort_keys=True))
@@ -110,6 +110,12 @@ def _origin_text(recipe: Recipe, name: str) -> str:
 def _plain(spec: Any) -> dict[str, Any]:
     plain: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
     return plain
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    model = _with_content(_plain(spec), "path", "tokenizer")
+    # The shape of a model with a path is there to plan by; the model brings its own.
+    return {key: value for key, value in model.items() if key != "config" or spec.path is None}
 
 
 def _dependencies(recipe: Recipe, name: str) -> set[str]:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe import schema
+from posttrain.recipe.data_faults import task_option_faults
 from posttrain.recipe.kinds import STAGE_KINDS, stage_class
 from posttrain.recipe.local_paths import path_faults, with_absolute_paths, written_path_faults
 from posttrain.recipe.overrides import Override, apply_overrides, parse_overrides
-from posttrain.recipe.references import Parts, reference_faults, task_option_faults
+from posttrain.recipe.references import Parts, reference_faults
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.schema_faults import validate
 from posttrain.recipe.source import Source, read_source

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain.recipe.references import Parts, models_of
-from posttrain.recipe.schema import DataSpec, ModelSpec
+from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.stage import Fault
 from posttrain.recipe.words import Loc, nearest
 
@@ -98,31 +97,12 @@ def written_path_faults(value: Any, folder: Path, loc: Loc = ("stages",)) -> Ite
 
 def path_faults(parts: Parts) -> Iterator[Fault]:
     """Paths of a recipe (made absolute) that lead nowhere, and names that are neither a path nor a hub id."""
-    for name, spec in parts.data.items():
-        yield from _data_path_faults(spec, ("data", name))
     for loc, model in models_of(parts):
         yield from _model_path_faults(model, loc)
     for name, stage in parts.stages.items():
         if stage.teacher is not None and stage.teacher not in parts.stage_names:
             here: Loc = ("stages", name, "teacher")
             yield from _model_directory_faults(stage.teacher, here, stages=parts.stage_names)
-
-
-def _data_path_faults(spec: DataSpec, loc: Loc) -> Iterator[Fault]:
-    if spec.dataset is not None and os.path.isabs(spec.dataset) and not os.path.exists(spec.dataset):
-        yield _missing(spec.dataset, (*loc, "dataset"))
-    if spec.path is None:
-        return
-    here = (*loc, "path")
-    if not os.path.exists(spec.path):
-        if not glob.has_magic(spec.path):
-            yield _missing(spec.path, here)
-        elif not glob.glob(spec.path, recursive=True):
-            yield Fault(here, f"no file matches {spec.path}", remedy="check the pattern and the folder")
-    elif os.path.isfile(spec.path) and os.path.getsize(spec.path) == 0:
-        yield Fault(here, f"{spec.path} is empty")
-    elif os.path.isdir(spec.path) and not os.listdir(spec.path):
-        yield Fault(here, f"the folder {spec.path} is empty")
 
 
 def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:

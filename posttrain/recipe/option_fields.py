@@ -225,16 +225,23 @@ def architecture_config(architecture: str) -> tuple[str | None, list[str]]:
     Returns:
         (`module:Class`, or None where it cannot be told; names of the architectures that end in a language model head).
     """
-    models, mappings = module_path("transformers.models.auto.modeling_auto"), None
-    mappings = module_path("transformers.models.auto.auto_mappings")
-    if models is None or mappings is None:
-        return None, []
-    pairs = re.findall(r'\("([\w-]+)", "(\w+)"\)', models.read_text(encoding="utf-8"))
+    pairs = _auto_names("modeling_auto")
     known = sorted({name for _, name in pairs if name.endswith(("ForCausalLM", "LMHeadModel"))})
-    types = [model_type for model_type, name in pairs if name == architecture]
-    configs = dict(re.findall(r'\("([\w-]+)", "(\w+Config)"\)', mappings.read_text(encoding="utf-8")))
-    for model_type in types:
-        module = f"transformers.models.{model_type.replace('-', '_')}.configuration_{model_type.replace('-', '_')}"
-        if model_type in configs and module_path(module) is not None:
-            return f"{module}:{configs[model_type]}", known
-    return None, known
+    configs = [model_type_config(model_type)[0] for model_type, name in pairs if name == architecture]
+    return next((config for config in configs if config is not None), None), known
+
+
+def model_type_config(model_type: str) -> tuple[str | None, list[str]]:
+    """The config class of a transformers model type (`module:Class`, or None), and every model type known."""
+    configs = {name: cls for name, cls in _auto_names("auto_mappings") if cls.endswith("Config")}
+    folder = model_type.replace("-", "_")
+    module = f"transformers.models.{folder}.configuration_{folder}"
+    found = model_type in configs and module_path(module) is not None
+    return f"{module}:{configs[model_type]}" if found else None, sorted(configs)
+
+
+@cache
+def _auto_names(module: str) -> list[tuple[str, str]]:
+    """The pairs (model type, class name) that stand in a module of transformers.models.auto."""
+    path = module_path(f"transformers.models.auto.{module}")
+    return re.findall(r'\("([\w-]+)", "(\w+)"\)', path.read_text(encoding="utf-8")) if path is not None else []

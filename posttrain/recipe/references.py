@@ -6,6 +6,7 @@ what is sound, and a check that would need an unsound part waits until that is m
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from importlib.util import find_spec
 from typing import Literal
 
 from posttrain.errors import PosttrainError
+from posttrain.recipe.data_faults import data_faults
 from posttrain.recipe.demands import demand_faults, figure_names
 from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Fault, Stage
 from posttrain.recipe.words import Loc, did_you_mean
-from posttrain.tasks.registry import get_task
 from posttrain.templates.families import Family, Kind, get_family
 
 BASE = "base"
@@ -86,11 +87,12 @@ def reference_faults(parts: Parts) -> Iterator[Fault]:
         if isinstance(model.tokenizer, TrainedTokenizer):
             for index, name in enumerate(model.tokenizer.train_on):
                 yield from _data_faults(parts, name, (*loc, "tokenizer", "train_on", index))
+        yield from _unused_faults(model, loc)
     if parts.model is not None and parts.model.architecture and parts.model.tokenizer is None:
         remedy = "give `tokenizer:` (a path, or train_on)"
         yield Fault(("model",), "a model built from its configuration needs a tokenizer", remedy=remedy)
     for name, spec in parts.data.items():
-        yield from _task_faults(name, spec)
+        yield from data_faults(name, spec)
     yield from _evaluation_faults(parts)
     if parts.recipe is not None:
         yield from _whole_faults(parts, parts.recipe)
@@ -103,6 +105,15 @@ def models_of(parts: Parts) -> Iterator[tuple[Loc, ModelSpec]]:
     for name, stage in parts.stages.items():
         if stage.model is not None:
             yield ("stages", name, "model"), stage.model
+
+
+def _unused_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
+    """Options of a model that nothing would read: told, not dropped."""
+    for key in ("revision", "gguf_file"):
+        if model.architecture is not None and getattr(model, key) is not None:
+            yield Fault((*loc, key), f"`{key}` is for a model with a `path`", remedy="remove it")
+    if model.revision is not None and model.path is not None and os.path.isabs(model.path):
+        yield Fault((*loc, "revision"), "`revision` is for a hub id, and the path is local", remedy="remove it")
 
 
 def _name_faults(parts: Parts) -> Iterator[Fault]:
@@ -129,6 +140,9 @@ def _stage_reference_faults(parts: Parts, name: str, stage: Stage) -> Iterator[F
         yield Fault((*here, "start_from"), what, remedy="keep one of the two")
     elif stage.start_from not in (None, BASE):
         yield from _earlier_faults(parts, name, str(stage.start_from), (*here, "start_from"), extra=[BASE])
+    if stage.optimizer is not None and "optim" in stage.train:
+        what = f"the optimizer of stage `{name}` is given twice: `optimizer` and `train.optim`"
+        yield Fault((*here, "train", "optim"), what, remedy="keep one of the two")
     if stage.teacher in parts.stage_names:
         yield from _earlier_faults(parts, name, str(stage.teacher), (*here, "teacher"))
     for loc, other in stage.stage_references():
@@ -150,6 +164,9 @@ def _earlier_faults(
         yield Fault(
             loc, f"stage `{other}` comes after `{name}`", "stages run in the order written", "move one of the two"
         )
+    elif loc[-1] == "start_from" and "/" in other:
+        remedy = "a stage starts from a model of its own by `model: {path: ...}`"
+        yield Fault(loc, f"`{other}` is no stage", remedy=remedy)
     else:
         yield Fault(loc, f"there is no stage `{other}`", remedy=did_you_mean(other, known))
 
@@ -157,39 +174,6 @@ def _earlier_faults(
 def _data_faults(parts: Parts, name: str, loc: Loc) -> Iterator[Fault]:
     if name not in parts.data_names:
         yield Fault(loc, f"there is no `{name}` under `data:`", remedy=did_you_mean(name, parts.data_names))
-
-
-def _task_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
-    for field, task in (("task", spec.task), ("verifier", spec.verifier)):
-        try:
-            if task is not None:
-                get_task(task)
-        except PosttrainError as error:
-            yield from _located(error, ("data", name, field))
-            return
-    # A task of a library asks its library, which takes seconds to import: see LoadedRecipe.check_libraries.
-    if spec.task is not None and ":" not in spec.task:
-        yield from task_option_faults(name, spec)
-
-
-def task_option_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
-    """What a data set's task says of its options."""
-    loc: Loc = ("data", name, "options") if spec.options else ("data", name, "task")
-    taken = [option for option in ("size", "seed") if option in spec.options]
-    if taken:
-        yield Fault((*loc, taken[0]), f"`{taken[0]}` stands beside `options:`, not in it", remedy="move it up")
-        return
-    try:
-        get_task(str(spec.task)).queries(1, 0, **spec.options)
-    except PosttrainError as error:
-        yield from _located(error, loc)
-    except (TypeError, ValueError) as error:
-        yield Fault(loc, f"task {spec.task} cannot take these options: {error}")
-
-
-def _located(error: PosttrainError, loc: Loc) -> Iterator[Fault]:
-    for problem in error.problems:
-        yield Fault(loc, problem.what, problem.why, problem.remedy)
 
 
 def _evaluation_faults(parts: Parts) -> Iterator[Fault]:
@@ -221,7 +205,8 @@ def _whole_faults(parts: Parts, recipe: Recipe) -> Iterator[Fault]:
     try:
         family = get_family(recipe.template.family)
     except PosttrainError as error:
-        yield from _located(error, ("template", "family"))
+        for problem in error.problems:
+            yield Fault(("template", "family"), problem.what, problem.why, problem.remedy)
         return
     for loc, model in models_of(parts):
         yield from _kind_faults(model, family, loc)

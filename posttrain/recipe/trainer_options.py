@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from posttrain.recipe.option_fields import OptionField, architecture_config, config_fields
+from posttrain.recipe.option_fields import OptionField, architecture_config, config_fields, model_type_config
 from posttrain.recipe.option_types import choices_of, mismatch
 from posttrain.recipe.stage import Fault, Stage
 from posttrain.recipe.words import Loc, describe, did_you_mean, either, mend, nearest
@@ -103,18 +103,30 @@ def lora_faults(lora: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
 
 
 def architecture_faults(model: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
-    """What is wrong with a model's `architecture:` and its `config:`. transformers itself takes any key, silently."""
-    architecture, config = model.get("architecture"), model.get("config", {})
-    if not isinstance(architecture, str) or not isinstance(config, dict):
+    """What is wrong with a model's `architecture:` and its `config:`. transformers itself takes any key, silently.
+
+    A model with a `path` may have a `config` too, its shape, to plan by: it names its class by `model_type`.
+    """
+    architecture, config = model.get("architecture"), model.get("config")
+    named = config.get("model_type") if isinstance(config, dict) else None
+    if isinstance(architecture, str):
+        reference, known = architecture_config(architecture)
+        if reference is None and known and architecture not in known:
+            what = f"transformers has no causal language model `{architecture}`"
+            yield Fault((*loc, "architecture"), what, remedy=did_you_mean(architecture, known))
+    elif isinstance(named, str):
+        reference, known = model_type_config(named)
+        if known and named not in known:
+            what = f"transformers has no model type `{named}`"
+            yield Fault((*loc, "config", "model_type"), what, remedy=did_you_mean(named, known))
+    else:
+        if isinstance(config, dict) and config and "path" in model:
+            what = "the shape of a model with a `path` names no class"
+            yield Fault((*loc, "config"), what, remedy="give its `model_type:`, as qwen3")
         return
-    reference, known = architecture_config(architecture)
-    if reference is not None:
-        yield from option_faults(reference, config, (*loc, "config"), undecorated=True, more=CONFIG_KEYWORDS)
-    elif known and architecture not in known:
-        remedy = did_you_mean(architecture, known)
-        yield Fault(
-            (*loc, "architecture"), f"transformers has no causal language model `{architecture}`", remedy=remedy
-        )
+    if reference is not None and isinstance(config, dict):
+        more = CONFIG_KEYWORDS if isinstance(architecture, str) else (*CONFIG_KEYWORDS, "model_type")
+        yield from option_faults(reference, config, (*loc, "config"), undecorated=True, more=more)
 
 
 def option_faults(
