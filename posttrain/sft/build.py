@@ -15,6 +15,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
 from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.fusion import MODES, Fusion, describe, fuse
+from posttrain.sft.sampler import Models
 from posttrain.sft.samples import Message, Sample, query_columns, sample_at
 from posttrain.sft.sources import Collector
 from posttrain.tasks.task import QUERY_COLUMNS, derive_seed
@@ -34,7 +35,7 @@ def build_sft_data(stage: SftStage, context: StageContext) -> dict[str, Any]:
     """Write the stage's data directory; return the funnel. A funnel is written even where the data come to nothing."""
     funnel = Funnel(seed=context.seed)
     try:
-        pools = Collector(context, stage.filters, funnel).collect(stage.samples)
+        pools = Collector(context, stage.filters, funnel, Models(context)).collect(stage.samples)
         given = {label: source.weight for label, source in zip(pools, stage.samples, strict=True) if source.weight}
         samples, shares = mix(pools, given or None, stage.size, derive_seed(context.seed, "mix"))
         funnel.facts["mix"] = [asdict(share) for share in shares]

@@ -24,7 +24,7 @@ from posttrain.sft.query_filters import (
 )
 from posttrain.sft.rejection_sampling import Completions
 from posttrain.sft.response_filters import score_with_task
-from posttrain.sft.sampler import identity, model_directory, open_sampler
+from posttrain.sft.sampler import Models, identity, model_directory
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import derive_seed
 
@@ -82,12 +82,14 @@ class QuerySelector:
     """Applies the query filters to the queries of one source, each step counted.
 
     Attributes:
+        models: what is sampled from.
         number, label: the source's place in the recipe, and its name in the funnel.
     """
 
     context: StageContext
     filters: QueryFilters
     funnel: Funnel
+    models: Models
     number: int
     label: str
 
@@ -119,9 +121,7 @@ class QuerySelector:
     def _unsolved(self, rows: Dataset, places: list[int], spec: NotSolvedWithoutThinking) -> list[int]:
         completions = Completions(
             rows.select(places),
-            lambda: open_sampler(
-                self.context, spec.model, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size
-            ),
+            lambda: self.models.sampler(spec.model, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size),
             directory=chunk_directory(self.context, self.number, "without-thinking"),
             samples=spec.samples,
             mode="non_thinking",

@@ -84,6 +84,66 @@ def sampling_of(specs: Mapping[Mode, SamplingSpec]) -> dict[Mode, Sampling]:
     return {mode: Sampling(**spec.model_dump()) for mode, spec in specs.items()}
 
 
+class Models:
+    """The models a stage samples from, one in memory at a time: sources that ask the same one in turn share it."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._directory: Path | None = None
+        self._loaded: tuple[Any, Any] | None = None
+
+    def sampler(
+        self,
+        reference: str,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        sampling: Mapping[Mode, Sampling] | None = None,
+    ) -> Sampler:
+        """A generator over the model of a reference, on the accelerator where there is one.
+
+        Args:
+            sampling: what differs from the family's own sampling, by mode.
+
+        Raises:
+            PosttrainError: there is no such model.
+        """
+        from posttrain.model.generation import Generator
+
+        directory = model_directory(self._context, reference)
+        if self._loaded is None or directory != self._directory:
+            self._loaded = None  # two large models may not fit
+            self._directory, self._loaded = directory, self._load(directory, reference)
+        model, tokenizer = self._loaded
+        family = dialect(directory, self._context.family)
+        return Generator(
+            model, tokenizer, family, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling
+        )
+
+    def _load(self, directory: Path, reference: str) -> tuple[Any, Any]:
+        import torch
+
+        from posttrain.model.policy import load_model, load_tokenizer
+        from posttrain.model.trainer_defaults import on_accelerator
+
+        context = self._context
+        log.info("%s: loading %s to sample from", context.name, directory)
+        if context.recipe.engine.threads:
+            torch.set_num_threads(context.recipe.engine.threads)
+        spec = context.recipe.model
+        try:
+            tokenizer = load_tokenizer(directory)
+            model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
+        except (OSError, ValueError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise PosttrainError(
+                Problem(f"stage {context.name}: no model could be loaded from {reference!r} ({directory}): {first}")
+            ) from error
+        if on_accelerator(context):
+            model.to(torch.accelerator.current_accelerator())
+        return model, tokenizer
+
+
 def open_sampler(
     context: StageContext,
     reference: str,
@@ -92,34 +152,5 @@ def open_sampler(
     batch_size: int,
     sampling: Mapping[Mode, Sampling] | None = None,
 ) -> Sampler:
-    """Load the model of a reference and put a generator over it, on the accelerator where there is one.
-
-    Args:
-        sampling: what differs from the family's own sampling, by mode.
-
-    Raises:
-        PosttrainError: there is no such model.
-    """
-    import torch
-
-    from posttrain.model.generation import Generator
-    from posttrain.model.policy import load_model, load_tokenizer
-
-    directory = model_directory(context, reference)
-    log.info("%s: loading %s to sample from", context.name, directory)
-    if context.recipe.engine.threads:
-        torch.set_num_threads(context.recipe.engine.threads)
-    spec = context.recipe.model
-    try:
-        tokenizer = load_tokenizer(directory)
-        model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PosttrainError(
-            Problem(f"stage {context.name}: no model could be loaded from {reference!r} ({directory}): {first}")
-        ) from error
-    if torch.cuda.is_available() and not context.recipe.engine.cpu:
-        model.to("cuda")
-    family = dialect(directory, context.family)
-    chosen = {**family.sampling, **(sampling or {})}
-    return Generator(model, tokenizer, family, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=chosen)
+    """A sampler from one model (`Models.sampler`)."""
+    return Models(context).sampler(reference, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling)

@@ -25,7 +25,7 @@ from posttrain.sft.rejection_sampling import (
 )
 from posttrain.sft.reserved import data_behind, method_of, open_reserved
 from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
-from posttrain.sft.sampler import open_sampler, sampling_of
+from posttrain.sft.sampler import Models, sampling_of
 from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
 from posttrain.tasks.task import derive_seed
 from posttrain.templates.families import Mode
@@ -91,6 +91,7 @@ class Collector:
     context: StageContext
     filters: Filters
     funnel: Funnel
+    models: Models
 
     def collect(self, sources: Sequence[SampleSource]) -> dict[str, Dataset]:
         """One pool (`samples.write_pool`) a source, by label, in order.
@@ -125,7 +126,7 @@ class Collector:
 
         rows = load_from_disk(str(self.context.run.data(str(source.data))))
         if is_query_row(rows.column_names):
-            rows = QuerySelector(self.context, filters.queries, self.funnel, number, label).select(rows)
+            rows = QuerySelector(self.context, filters.queries, self.funnel, self.models, number, label).select(rows)
         around = self._around(
             filters.responses,
             [str(source.data)],
@@ -159,7 +160,7 @@ class Collector:
 
     def _sampled(self, spec: RejectionSampling, filters: Filters, number: int, label: str) -> Iterator[Sample]:
         queries = query_rows(self.context, spec.queries, spec.queries_of)
-        queries = QuerySelector(self.context, filters.queries, self.funnel, number, label).select(queries)
+        queries = QuerySelector(self.context, filters.queries, self.funnel, self.models, number, label).select(queries)
         # Balanced queries take turns by domain: their first part is balanced too.
         seed = None if filters.queries.balance_domains else self._seed("queries", number)
         queries = limited(queries, spec.limit, seed)
@@ -185,8 +186,7 @@ class Collector:
     def _completions(self, queries: Dataset, spec: RejectionSampling, number: int) -> Completions:
         return Completions(
             queries,
-            lambda: open_sampler(
-                self.context,
+            lambda: self.models.sampler(
                 spec.model,
                 max_new_tokens=spec.max_new_tokens,
                 batch_size=spec.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,26 +20,25 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 1024  # TRL's own
 
-_PREPARED = "data are rendered, masked, cut and packed before the trainer sees them"
-_OURS = {
-    "packing": "set `packing:` of the stage itself",
-    "padding_free": "set `packing:` of the stage itself",
-    "packing_strategy": "packing is best-fit, samples whole",
-    "eval_packing": "leave it out",
-    "assistant_only_loss": "the loss is on assistant turns always",
-    "completion_only_loss": "the loss is on assistant turns always",
-    "truncation_mode": "set `overlong:` of the stage itself",
-    "shuffle_dataset": "the trainer's sampler shuffles",
-    "dataset_num_proc": "leave it out",
-    "eos_token": "the template family names it",
-    "pad_token": "the tokenizer names it",
-}
+_PREPARED = "conversations are rendered, masked, cut and packed before the trainer sees them"
 
 
 class SftStage(Stage):
     """`kind: sft`."""
 
     trainer_config: ClassVar[str] = "trl:SFTConfig"
+    owned_options: ClassVar[Mapping[str, str]] = {
+        "padding_free": "it follows from the stage's `packing:`",
+        "packing_strategy": "packing is best-fit, every sample whole",
+        "eval_packing": "`evaluation:` scores a stage",
+        "assistant_only_loss": "the loss is on assistant turns, always",
+        "completion_only_loss": "the loss is on assistant turns, always",
+        "truncation_mode": "the stage's `overlong:` says what happens to long samples",
+        "shuffle_dataset": "the trainer's sampler shuffles",
+        "dataset_num_proc": _PREPARED,
+        "eos_token": "the template family names it",
+        "pad_token": "the tokenizer names it",
+    }
 
     kind: Literal["sft"] = "sft"
     samples: list[SampleSource] = Field(min_length=1)
@@ -57,7 +56,7 @@ class SftStage(Stage):
     packing: bool = Field(default=False, description="several whole samples a row of train.max_length tokens")
 
     def modes(self, family: Family) -> set[Mode]:
-        """The modes of the samples, as the recipe declares them; where it does not, the family's default."""
+        """The modes of the samples, as the recipe declares them, else the default of the family."""
         return {source.mode_in(family.default_mode) for source in self.samples}
 
     def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
@@ -99,8 +98,10 @@ class SftStage(Stage):
             return  # told where the template is
         yield from self._mode_faults(family, start_kind)
         yield from self._sampler_faults(start_kind)
-        for option in sorted(_OURS.keys() & self.train.keys()):
-            yield Fault(("train", option), f"{option} is not the trainer's to decide here", _PREPARED, _OURS[option])
+        if "packing" in self.train:
+            yield Fault(
+                ("train", "packing"), "packing is the stage's own option", _PREPARED, "write it beside `train:`"
+            )
         if self.packing and self.train.get("max_length", DEFAULT_MAX_LENGTH) is None:
             yield Fault(("train", "max_length"), "packing needs a length of rows", remedy="set train.max_length")
 
