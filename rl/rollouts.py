@@ -123,11 +123,12 @@ class PerSampleRollouts:
         """One completion for every row, by the policy as it is now."""
         trainer: Any = self
         sampling = Sampling(temperature=trainer.temperature, top_p=trainer.top_p, top_k=trainer.top_k)
+        gathered = trainer.args.ds3_gather_for_generation
         with (
             unwrap_model_for_generation(
                 trainer.model_wrapped,
                 trainer.accelerator,
-                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+                gather_deepspeed3_params=gathered,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as policy,
             torch.no_grad(),
@@ -140,6 +141,7 @@ class PerSampleRollouts:
                 max_new_tokens=trainer.max_completion_length,
                 batch_size=self.rollout_batch_size or len(self._rows),
                 sampling=dict.fromkeys(self.family.modes, sampling),
+                sharded=trainer._dist.is_fsdp or (trainer._dist.is_zero3 and not gathered),
             )
             return generator([prompt_of(row) for row in self._rows], seed=self._seed(trainer.model.training))
 
