@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", type=Path, help="a recipe (YAML)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.seed=1"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.learning_rate=1e-6"
     )
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; default: runs/NAME")
 

@@ -128,6 +128,11 @@ class StageDir:
         """stage.json: name, kind, parent, fingerprint, seconds, funnel. Written when the stage is finished."""
         return self.path / "stage.json"
 
+    @property
+    def started(self) -> Path:
+        """started.json: the fingerprint of the recipe under which the stage was begun."""
+        return self.path / "started.json"
+
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 

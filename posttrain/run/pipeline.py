@@ -97,6 +97,8 @@ def run_stage(context: StageContext) -> None:
         stage = context.recipe.stages[context.name]
         log.info("%s: %s", context.name, stage.kind)
         began = time.monotonic()
+        if not context.dir.started.exists():
+            write_json(context.dir.started, recipe_fingerprint(context.recipe, context.name))
         if not is_complete(context.dir.data):
             context.dir.data.mkdir(parents=True, exist_ok=True)
             funnel = stage.build_data(context)
@@ -161,7 +163,6 @@ def _finish(context: StageContext, began: float) -> None:
             "parent": _parent(context),
             "teacher": stage.teacher,
             "model_kind": kinds_of(context.recipe)[context.name][1],
-            "fingerprint": recipe_fingerprint(context.recipe, context.name),
             "funnel": data.get("funnel"),
             "data_seconds": data.get("seconds"),
             "train_seconds": training.get("train_seconds"),
@@ -209,18 +210,20 @@ def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
     problems = []
     for name in names:
         stage = pipeline.run.stage(name)
-        record = read_json(stage.record)
-        if record is None:
+        started = read_json(stage.started)
+        if started is None:
             continue
-        for line in fingerprint_difference(record["fingerprint"], recipe_fingerprint(pipeline.recipe, name)):
+        state = "finished" if stage.record.exists() else "half done"
+        for line in fingerprint_difference(started, recipe_fingerprint(pipeline.recipe, name)):
             problems.append(
                 Problem(
-                    f"stage {name} is finished, and the recipe has changed under it: {line}",
-                    where=str(stage.record),
+                    f"stage {name} is {state}, and the recipe has changed under it: {line}",
+                    where=str(stage.started),
                     remedy=f"undo the change, run with --restart-from {name}, or choose another --output",
                 )
             )
-        problems += [Problem(fault, remedy=f"run with --restart-from {name}") for fault in faults_of(stage.model)]
+        if stage.record.exists():
+            problems += [Problem(fault, remedy=f"run with --restart-from {name}") for fault in faults_of(stage.model)]
     if problems:
         raise PosttrainError(problems)
 
