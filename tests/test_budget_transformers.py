@@ -103,7 +103,9 @@ def test_every_sampled_row_keeps_the_rule(model: Any, rule: BudgetRule, thinking
     rows = 96
     budgets = [row % 12 for row in range(rows)]
     processor = ThinkingBudgetProcessor(rule, budgets, thinking_open=[thinking_open] * rows, pad_token_id=PAD)
-    completions = generate(model, processor, Lean(), rows=rows, do_sample=True, temperature=1.5, top_k=0, max_new_tokens=80)
+    completions = generate(
+        model, processor, Lean(), rows=rows, do_sample=True, temperature=1.5, top_k=0, max_new_tokens=80
+    )
     closed = set()
     for budget, completion, state in zip(budgets, completions, processor.states, strict=True):
         again = BudgetState(rule, budget, thinking_open=thinking_open)
