@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,13 +57,15 @@ def compile_filter(text: str, where: str = "filter") -> Callable[[Row], bool]:
         PosttrainError: the text is no expression, or has something that is not allowed in it.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(re.sub(r"\s*\n\s*", " ", text.strip()), mode="eval")  # YAML may fold it over lines
         value = _compile(tree.body)
     except SyntaxError as error:
         place = f" at column {error.offset}" if error.offset else ""
         raise PosttrainError(Problem(f"{text!r} is no expression: {error.msg}{place}", where, remedy=_REMEDY)) from None
-    except RecursionError:
+    except (RecursionError, MemoryError):
         raise PosttrainError(Problem("the expression is nested too deeply", where)) from None
+    except ValueError as error:  # null bytes, half surrogate pairs
+        raise PosttrainError(Problem(f"{text!r} is no expression: {error}", where)) from None
     except ExpressionFault as fault:
         raise PosttrainError(Problem(f"{text!r}: {fault}", where, remedy=_REMEDY)) from None
 

@@ -83,7 +83,7 @@ def _unwrapped(text: str) -> str:
             return text[len(mark) : -len(mark)]
     if text.startswith("\\(") and text.endswith("\\)"):
         return text[2:-2]
-    return text[:-1] if text.endswith(".") else text
+    return text.rstrip(".")
 
 
 def parse_number(text: str) -> Fraction | None:
