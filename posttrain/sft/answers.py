@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from posttrain.tasks.answers import final_answer, parse_choice, parse_number
 
@@ -94,6 +95,7 @@ def concluded_answer(thinking: str) -> Statement | None:
     return last
 
 
+@lru_cache(maxsize=100_000)
 def number(text: str) -> Fraction | None:
     """The one number that a stated answer is, in digits or as a word; units and `x =` around it are passed over."""
     word = _WORDS.get(_NOISE.sub("", _WRAPPER.sub(r"\1", text)).strip(".。").lower())

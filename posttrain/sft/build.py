@@ -15,8 +15,9 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
 from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.fusion import MODES, Fusion, describe, fuse
+from posttrain.sft.rows import RowWriter, iterate
 from posttrain.sft.sampler import Models
-from posttrain.sft.samples import Message, Sample, query_columns, sample_at
+from posttrain.sft.samples import Message, Sample, query_columns, sample_of
 from posttrain.sft.sources import Collector
 from posttrain.tasks.task import QUERY_COLUMNS, derive_seed
 from posttrain.templates.families import Mode
@@ -49,15 +50,11 @@ def build_sft_data(stage: SftStage, context: StageContext) -> dict[str, Any]:
 
 def write_conversations(samples: Dataset, fusion: Fusion | None, context: StageContext, funnel: Funnel) -> Dataset:
     """Write the conversations to samples.jsonl and to an Arrow file, the queries behind them to queries.parquet."""
-    from datasets import Dataset, Features, Json, Value
-    from datasets.arrow_writer import ArrowWriter
-
     data = context.dir.data
     counts: dict[str, Any] = {}
-    path = data / "work" / "conversations.arrow"
-    features = Features({"messages": Json(), "tools": Json(), "source": Value("string")})
+    columns = {"source": "string", "messages": "json", "tools": "json"}
     with (
-        ArrowWriter(features=features, path=str(path), writer_batch_size=1000) as arrow,
+        RowWriter(data / "work" / "conversations.arrow", columns) as arrow,
         (data / ".samples.jsonl.partial").open("w", encoding="utf-8") as lines,
         _query_writer(data / "queries.parquet") as keep_query,
         progress(f"{context.name}: conversations", len(samples), quiet=context.quiet) as advance,
@@ -68,22 +65,21 @@ def write_conversations(samples: Dataset, fusion: Fusion | None, context: StageC
             describe(counts, messages, context.family)
             tools = parts[0].tools
             source = " + ".join(dict.fromkeys(part.source for part in parts))
-            arrow.write(features.encode_example({"messages": messages, "tools": tools, "source": source}))
+            arrow.write({"source": source, "messages": messages, "tools": tools})
             row = {"source": source, "modes": [part.mode for part in parts], "messages": messages}
             lines.write(json_line(row | ({"tools": tools} if tools else {})) + "\n")
             advance(len(parts))
-        arrow.finalize()
+        conversations = arrow.finish()
     (data / ".samples.jsonl.partial").replace(data / "samples.jsonl")
     funnel.facts["conversations"] = counts
-    return Dataset.from_file(str(path))
+    return conversations
 
 
 def _conversations(
     samples: Dataset, fusion: Fusion | None, context: StageContext
 ) -> Iterator[tuple[list[Message], list[Sample]]]:
     if fusion is None:
-        for place in range(len(samples)):
-            sample = sample_at(samples, place)
+        for sample in map(sample_of, iterate(samples)):
             yield sample.messages, [sample]
         return
     modes: list[Mode] = list(samples["mode"])
@@ -98,7 +94,7 @@ def _conversations(
         )
     seed = derive_seed(context.seed, "fusion")
     joinable: list[bool] = list(samples["joinable"])
-    yield from fuse(modes, joinable, lambda place: sample_at(samples, place), fusion, context.family, seed)
+    yield from fuse(modes, joinable, lambda place: sample_of(samples[place]), fusion, context.family, seed)
 
 
 @contextmanager

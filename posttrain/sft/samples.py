@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.sft.funnel import Drop
 from posttrain.sft.response_filters import Response
+from posttrain.sft.rows import RowWriter
 from posttrain.tasks.task import QUERY_COLUMNS, make_query, text_key
 from posttrain.templates.families import Family, Mode
 from posttrain.templates.parse import parse
@@ -139,29 +140,16 @@ def responses_of(sample: Sample) -> Iterator[Response]:
 
 
 def write_pool(samples: Iterable[Sample], path: Path) -> Dataset:
-    """Write samples into an Arrow file, memory-mapped; messages, tools and query are stored as JSON, types and all."""
-    from datasets import Dataset, Features, Json, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    text = Value("string")
-    json = {"messages": Json(), "tools": Json(), "query": Json()}
-    features = Features({"source": text, "mode": text, "joinable": Value("bool"), **json})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ArrowWriter(features=features, path=str(path), writer_batch_size=1000) as writer:
+    """Write samples into an Arrow file, memory-mapped, with the column `joinable` beside their own."""
+    columns = {"source": "string", "mode": "string", "joinable": "bool"}
+    with RowWriter(path, columns | dict.fromkeys(("messages", "tools", "query"), "json")) as writer:
         for sample in samples:
-            row = {field.name: getattr(sample, field.name) for field in fields(sample)}
-            writer.write(features.encode_example(row | {"joinable": is_joinable(sample)}))
-        written, _ = writer.finalize()
-    return (
-        Dataset.from_file(str(path))
-        if written
-        else Dataset.from_dict({name: [] for name in features}, features=features)
-    )
+            writer.write({**vars(sample), "joinable": is_joinable(sample)})
+        return writer.finish()
 
 
-def sample_at(pool: Dataset, place: int) -> Sample:
-    """The sample at a place of a pool."""
-    row = pool[place]
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """A row of a pool as a sample."""
     return Sample(row["source"], row["mode"], row["messages"], row["tools"], row["query"])
 
 

@@ -25,6 +25,7 @@ from posttrain.sft.rejection_sampling import (
 )
 from posttrain.sft.reserved import data_behind, method_of, open_reserved
 from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
+from posttrain.sft.rows import iterate
 from posttrain.sft.sampler import Models, sampling_of
 from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
 from posttrain.tasks.task import derive_seed
@@ -149,7 +150,7 @@ class Collector:
         advance: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Sample]:
         """The rows that can be read as samples of the source's mode; the others are counted in the funnel, if given."""
-        for place, row in enumerate(rows):
+        for place, row in enumerate(iterate(rows)):
             sample = read_sample(row, place, label, source.mode, self.context.family)
             drop = sample if isinstance(sample, Drop) else None
             if funnel is not None:
