@@ -173,6 +173,7 @@ class SftStage(Stage):
         from trl import SFTConfig, SFTTrainer
 
         from posttrain.data.packing import check_isolation, packing_problems
+        from posttrain.model.sampler import with_epoch_sampler
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
         arguments = trainer_arguments(
@@ -189,7 +190,7 @@ class SftStage(Stage):
             if problems:
                 raise PosttrainError(problems)
             check_isolation(model)
-        trainer_class = with_optimizer(SFTTrainer, self.optimizer)
+        trainer_class = with_optimizer(with_epoch_sampler(SFTTrainer), self.optimizer)
         return trainer_class(
             model=model,
             args=arguments,
