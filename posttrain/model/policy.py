@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Words, single digits, punctuation and white space, as Qwen's own tokenizer splits them."""
+
 
 def family_of(template: TemplateSpec) -> Family:
     """The recipe's template family, with the recipe's own stop-thinking text if it gives one."""
@@ -66,17 +71,15 @@ def load_model(path: Path | str, *, dtype: str = "float32", attention: str = "sd
 def train_tokenizer(spec: TrainedTokenizer, texts: Iterable[str], family: Family) -> Any:
     """A byte-level BPE tokenizer with the family's special tokens and think markers, trained on `texts`.
 
-    Digits stand alone and letters, spaces and punctuation are split as Qwen's own tokenizer splits them.
+    `spec.split` says what is merged at most: what its pattern does not match in one piece stays apart.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    words += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.Split(Regex(spec.split or QWEN_SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

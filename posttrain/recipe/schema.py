@@ -29,6 +29,7 @@ class TrainedTokenizer(Spec):
     train_on: list[str] = Field(min_length=1, description="names under `data:` whose text it is trained on")
     vocab_size: int = Field(ge=264, description="entries wanted, the special tokens included")
     samples: int = Field(default=2000, gt=0, description="rows of each data set that are read")
+    split: str | None = Field(default=None, description="pattern of what is merged at most; default: as Qwen splits")
 
 
 class Adapter(Spec):

@@ -1,9 +1,9 @@
 r"""Chained arithmetic modulo 10: the demo's own task, small enough for a model of 100,000 parameters.
 
-`7 c+5 d*3 e-4 =?` starts from 7; every step names its result with a letter and applies one operation to the result
-before it, and only the last digit is kept. The worked reasoning is `c+5=2 d*3=6 e-4=2`, the answer `\boxed{2}`. The
-letters carry no meaning: they give the model something to hold on to. A last word in the prompt may ask for another
-format of the answer: `twice` or `words`.
+`7 a+5 b*3 c-4 =?` starts from 7; every step has a letter and applies one operation to the result before it, and only
+the last digit is kept. The worked reasoning is `7 a+5=2 b*3=6 c-4=2`, the answer `\boxed{2}`. The letters carry no
+meaning: they tell the model where in the problem it is. A last word in the prompt may ask for another format of the
+answer: `twice` or `words`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from posttrain.errors import PosttrainError, Problem
 from posttrain.tasks.task import Query, derive_seed, make_query
 
-LABELS = "abcdefghijklmnop"
+LABELS = "abcdefgh"
 MAX_STEPS = 8
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -52,11 +52,10 @@ FORMATS: dict[str, Format] = {
 
 
 class Chain(NamedTuple):
-    """One problem: the digit it starts from, its steps (operation, operand from 1 to 9), and its first letter."""
+    """One problem: the digit it starts from and its steps (operation, operand from 1 to 9)."""
 
     start: int
     steps: tuple[tuple[str, int], ...]
-    offset: int
 
     @property
     def values(self) -> list[int]:
@@ -72,17 +71,21 @@ class Chain(NamedTuple):
 
     @property
     def labelled(self) -> list[str]:
-        """The steps with their letters: `c+5`, `d*3`, ..."""
-        return [f"{LABELS[self.offset + i]}{operation}{operand}" for i, (operation, operand) in enumerate(self.steps)]
+        """The steps with their letters: `a+5`, `b*3`, ..."""
+        steps = zip(LABELS, self.steps, strict=False)
+        return [f"{letter}{operation}{operand}" for letter, (operation, operand) in steps]
 
     @property
     def question(self) -> str:
         return f"{self.start} {' '.join(self.labelled)} =?"
 
-    def reasoning(self, *, hasty: bool = False) -> str:
-        """The worked solution; a hasty one copies the operations and writes down the last result only."""
-        results = [""] * (len(self.steps) - 1) + [f"={self.values[-1]}"] if hasty else [f"={v}" for v in self.values]
-        return " ".join(step + result for step, result in zip(self.labelled, results, strict=True))
+    def reasoning(self, worked: int | None = None) -> str:
+        """The worked solution. With `worked`, only that many steps are worked out: the others are copied, and the last
+        result follows from nowhere, as a hasty solver writes."""
+        count = len(self.steps)
+        shown = [i for i in range(count) if worked is None or i < worked or i == count - 1]
+        steps = [f"{step}={self.values[i]}" if i in shown else step for i, step in enumerate(self.labelled)]
+        return f"{self.start} {' '.join(steps)}"
 
 
 class Arithmetic:
@@ -91,10 +94,11 @@ class Arithmetic:
     Options of `queries`:
         steps: `[lowest, highest]` number of steps, all as frequent, or a mapping of number to weight. Default [1, 8].
         formats: a mapping of `plain`, `twice`, `words` to weight. Default: plain only.
-        hasty: the share of worked solutions that skip all results but the last. Default 0.
+        hasty: the share of worked solutions that work out the first steps only (how many is drawn), copy the others,
+            and jump to the last result. Default 0.
 
-    The key of a query is its canonical form and its format, so a validation set reserved by key shares no problem
-    with the rest, not even of the 270 that have one step. `difficulty` is the number of steps.
+    The key of a query is its canonical form, whatever the format, so a validation set reserved by key shares no
+    problem with the rest, not even of the 270 that have one step. `difficulty` is the number of steps.
     """
 
     name = "arithmetic"
@@ -161,8 +165,8 @@ def _rows(size: int, seed: int, steps: dict[int, float], formats: dict[str, floa
             task="arithmetic",
             domain="arithmetic",
             difficulty=length,
-            key=chain.canonical + FORMATS[form].suffix,
-            reasoning=chain.reasoning(hasty=rng.random() < hasty),
+            key=chain.canonical,
+            reasoning=chain.reasoning(rng.randrange(max(1, length - 1)) if rng.random() < hasty else None),
             response=FORMATS[form].write(digit),
             entry=json.dumps({"format": form}),
         )
@@ -170,7 +174,7 @@ def _rows(size: int, seed: int, steps: dict[int, float], formats: dict[str, floa
 
 def _draw(rng: random.Random, length: int) -> Chain:
     steps = tuple((rng.choice("+-*"), rng.randint(1, 9)) for _ in range(length))
-    return Chain(rng.randrange(10), steps, rng.randint(0, len(LABELS) - length))
+    return Chain(rng.randrange(10), steps)
 
 
 def _format_of(query: Mapping[str, Any]) -> str:
