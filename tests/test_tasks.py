@@ -106,7 +106,7 @@ def test_arithmetic_depends_on_its_arguments_only_and_a_longer_run_begins_alike(
 
 
 def test_there_are_270_problems_of_one_step_whatever_the_format() -> None:
-    rows = list(Arithmetic().queries(5000, 0, steps=[1, 1], formats=ALL_FORMATS))
+    rows = list(Arithmetic().queries(20000, 0, steps=[1, 1], formats=ALL_FORMATS))
     assert len({query["key"] for query in rows}) == 10 * 3 * 9
     assert len({query["prompt"][0]["content"] for query in rows}) == 3 * 270
     by_key: dict[str, set[str]] = {}
