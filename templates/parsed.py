@@ -1,13 +1,11 @@
-"""What a completion is once parsed, and how the text of one tool call is read."""
+"""What a completion is once parsed."""
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttrain.templates.families import Family, Mode
+from posttrain.templates.families import Mode
 
 
 @dataclass(frozen=True)
@@ -75,35 +73,3 @@ class Delta:
 
     kind: Literal["reasoning", "content", "tool_call"]
     text: str
-
-
-# As the templates write it. What stands between is the arguments' text even where it is no JSON.
-_AS_RENDERED = re.compile(r'\{"name": "([^"\\\x00-\x1f]*)", "arguments": (.*)\}', re.DOTALL)
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\\x00-\x1f]*)"')
-
-
-def read_tool_call(body: str, family: Family) -> tuple[ToolCall, str]:
-    """The call in the text between its markers, and the code of what is wrong with it ("" if nothing is)."""
-    body = body.strip()
-    rendered = _AS_RENDERED.fullmatch(body)
-    text = rendered[2] if rendered else None
-    call = _loads(body)
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-        name = rendered or _NAME.search(body)
-        return ToolCall(name[1] if name else "", body if text is None else text), "broken_tool_call"
-    name, arguments = call["name"], call["arguments"]
-    # A name that needs escapes would not survive rendering, which pastes names as they are.
-    problem = "" if rendered or _NAME.fullmatch(f'"name": "{name}"') else "broken_tool_call"
-    if isinstance(arguments, dict):
-        same = text is None or json.dumps(arguments, ensure_ascii=False) == text
-        return ToolCall(name, arguments, "" if same or family.string_arguments == "json" else str(text)), problem
-    if not isinstance(arguments, str) or family.string_arguments == "raw":
-        arguments = json.dumps(arguments, ensure_ascii=False) if text is None else text
-    return ToolCall(name, arguments), problem or "arguments_not_object"
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # ValueError: not JSON, or an integer of more digits than Python reads
-        return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import groupby
 from typing import Literal
 
 from posttrain.templates.families import Family
-from posttrain.templates.parsed import Delta, ParsedMessage, ToolCall, read_tool_call
-
-_JSON_SIGNS = re.compile(r'\\(?:.|\Z)|"|\n', re.DOTALL)
+from posttrain.templates.parsed import Delta, ParsedMessage, ToolCall
+from posttrain.templates.tool_call import CallText, read_tool_call
 
 
 @cache
@@ -49,10 +49,9 @@ class StreamParser:
         self._ended_in_block = False
         self._newlines: int | None = None  # right after a think block: the newlines since; None elsewhere
         self._after_call = False
-        self._call: list[str] = []
-        self._in_string = self._escaped = False  # where the call's JSON stands
-        self._trust_quotes = self._quotes_hold = True  # in the whole text, in this call
-        self._first_close: tuple[int, int] | None = None  # in _call and _raw: the call's end if quotes do not balance
+        self._trust_quotes = True
+        self._call = CallText(self._trust_quotes)
+        self._raw_at_close = 0  # pieces of _raw before the call's first close marker inside a string
         self._message: ParsedMessage | None = None
         self._read(prefilled)
 
@@ -71,7 +70,13 @@ class StreamParser:
         return self._message
 
     def _take_deltas(self) -> list[Delta]:
-        deltas, self._deltas = self._deltas, []
+        taken, self._deltas = self._deltas, []
+        deltas: list[Delta] = []
+        for kind, group in groupby(taken, key=lambda delta: delta.kind):
+            if kind == "tool_call":
+                deltas += group
+            else:
+                deltas.append(Delta(kind, "".join(delta.text for delta in group)))
         return deltas
 
     def _emit(self, kind: Literal["reasoning", "content"], text: str) -> None:
@@ -80,8 +85,6 @@ class StreamParser:
         target = self._content if kind == "content" else self._reasoning
         assert target is not None
         target.append(text)
-        if self._deltas and self._deltas[-1].kind == kind:
-            text = self._deltas.pop().text + text
         self._deltas.append(Delta(kind, text))
 
     def _problem(self, code: str) -> None:
@@ -116,7 +119,8 @@ class StreamParser:
         elif self._state == "content":
             self._answer(text)
         elif self._state == "call":
-            self._body(text)
+            if not self._call.add(text):
+                self._reread_call()
         elif text.strip():
             self._problem("text_after_end")
 
@@ -256,43 +260,26 @@ class StreamParser:
         elif self._newlines is not None and self._newlines > 2:
             self._emit("content", "\n")  # what the templates make of a content of newlines before a call
         self._state, self._held, self._newlines = "call", "", None
-        self._call.clear()
-        self._in_string = self._escaped = False
-        self._quotes_hold = self._trust_quotes
-        self._first_close = None
-
-    def _body(self, text: str) -> None:
-        self._call.append(text)
-        if not self._quotes_hold:
-            return
-        skip = 1 if self._escaped else 0
-        self._escaped = False
-        for sign in _JSON_SIGNS.finditer(text, skip):
-            if sign[0] == '"':
-                self._in_string = not self._in_string
-            elif sign[0] == "\\":
-                self._escaped = True
-            elif sign[0] == "\n" and self._in_string:  # no JSON string holds one: do not trust the quotes
-                self._in_string = self._quotes_hold = False
-                self._reread_call()
-                return
+        self._call, self._raw_at_close = CallText(self._trust_quotes), 0
 
     def _marker_in_call(self, marker: str) -> None:
         family = self._family
-        if marker == family.tool_call_close and not self._in_string:
+        if self._call.in_string and marker == family.tool_call_close:
+            self._raw_at_close = self._raw_at_close or len(self._raw)
+            self._remember(marker)
+            self._call.add_close_marker(marker)
+        elif marker == family.tool_call_close:
             self._remember(marker)
             self._close_call()
-        elif marker == family.tool_call_open and not self._in_string:
+        elif marker == family.tool_call_open and not self._call.in_string:
             self._problem("unclosed_tool_call")
             self._close_call()
             self._open_call()
         else:
-            if marker == family.tool_call_close and self._first_close is None:
-                self._first_close = (len(self._call), len(self._raw))
             self._text(marker)
 
     def _close_call(self) -> None:
-        body = "".join(self._call)
+        body = str(self._call)
         call, problem = read_tool_call(body, self._family)
         if problem:
             self._problem(problem)
@@ -318,12 +305,10 @@ class StreamParser:
 
     def _reread_call(self) -> None:
         """Quotes do not balance: the call ended at its first end marker after all. Read what follows that anew."""
-        if self._first_close is None:
+        rest = self._call.take_rest()
+        if rest is None:
             return
-        in_call, in_raw = self._first_close
-        rest = "".join(self._call[in_call + 1 :])
-        del self._call[in_call:]
-        del self._raw[in_raw:]
+        del self._raw[self._raw_at_close :]
         self._remember(self._family.tool_call_close)
         self._close_call()
         self._trust_quotes = False  # from here on, so that nothing is read a third time

@@ -237,8 +237,10 @@ def test_tool_calls_that_do_not_end() -> None:
         parsed = parse(f"<tool_call>{odd}</tool_call>\n{CALL}", INSTRUCT)
         _is(parsed, None, "", "broken_tool_call", calls=2)
         assert parsed.tool_calls[1].arguments == {"a": 1}
-    parsed = parse(f'<tool_call>{{"a</tool_call></think>{CALL}', HYBRID)
-    _is(parsed, '<tool_call>{"a</tool_call>', "", "missing_open", calls=1)
+    held = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
+    for before in ("", held):
+        parsed = parse(f'{before}<tool_call>{{"a</tool_call>b</think>{CALL}', HYBRID)
+        _is(parsed, f'{before}<tool_call>{{"a</tool_call>b', "", "missing_open", calls=1)
 
 
 def test_reading_is_linear() -> None:

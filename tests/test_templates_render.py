@@ -119,6 +119,35 @@ def test_short_conversations_all_of_them(family: Family) -> None:
         assert len(messages) == 1 or text.startswith(texts[repr(messages[:-1])])
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_options_all_of_them(family: Family) -> None:
+    """Generation prompt, enable_thinking and tools, with and without a system message, after each role."""
+    tool = {"type": "function", "function": {"name": "f<é", "parameters": {"b": 1, "a": [None, 1.5, "'"]}}}
+    starts = [[], [{"role": "system", "content": "s\n"}], [{"role": "system", "content": ""}]]
+    ends = [
+        GOOD,
+        {"role": "assistant", "content": "a"},
+        {"role": "tool", "content": "t"},
+        {"role": "system", "content": ""},
+    ]
+    expected, served = _compile(official(family)), _compile(template_text(family))
+    for start, end, tools in product(starts, ends, [None, [], [tool], [tool, {}]]):
+        messages = [*start, GOOD, end]
+        for prompt, enable in product((False, True), ("absent", True, False, None, 0, 1, "false")):
+            options: dict[str, Any] = {"tools": tools, "add_generation_prompt": prompt}
+            options |= {} if enable == "absent" else {"enable_thinking": enable}
+            text = expected.render(messages=messages, **options)
+            assert served.render(messages=messages, **options) == text
+            mode = _mode(enable)
+            if mode in (None, *family.modes):
+                assert render(messages, family, tools=tools, mode=mode, add_generation_prompt=prompt) == text
+
+
+def _mode(enable: object) -> Mode | None:
+    """What `render` calls a value of `enable_thinking`; others than a bool are as good as absent."""
+    return "thinking" if enable is True else "non_thinking" if enable is False else None
+
+
 def _compile(text: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -135,8 +164,8 @@ def test_served_template_renders_what_the_official_one_does(data: st.DataObject,
         options["enable_thinking"] = enable
     expected, _ = by_transformers(official(family), messages, **options)
     assert by_transformers(template_text(family), messages, **options)[0] == expected
-    mode: Mode | None = "thinking" if enable is True else "non_thinking" if enable is False else None
-    if mode is None or mode in family.modes:
+    mode = _mode(enable)
+    if mode in (None, *family.modes):
         assert render(messages, family, tools=options["tools"], mode=mode, add_generation_prompt=prompt) == expected
 
 
