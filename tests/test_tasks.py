@@ -121,18 +121,14 @@ def test_the_key_is_the_problem_without_its_letters() -> None:
         assert query["key"] == start + "".join(step[1:] for step in steps)
 
 
-def test_hasty_solutions_copy_steps_and_jump_to_the_last_result() -> None:
+def test_hasty_solutions_copy_the_steps_and_jump_to_the_last_result() -> None:
     rows = list(Arithmetic().queries(400, 0, steps=[3, 5], hasty=0.5))
     hasty = [query for query in rows if query["reasoning"].count("=") < query["difficulty"]]
     assert 150 < len(hasty) < 250  # about half of 400
-    seen = set()
     for query in hasty:
         start, *worked = query["prompt"][0]["content"].split()[0], *recompute(query["prompt"][0]["content"])[1]
-        detailed = query["reasoning"].count("=") - 1
-        copied = [line.partition("=")[0] for line in worked[detailed:-1]]
-        assert query["reasoning"] == " ".join([start, *worked[:detailed], *copied, worked[-1]])
-        seen.add(detailed)
-    assert seen == {0, 1, 2, 3}  # of 5 steps at most 3 are worked out before the jump
+        copied = [line.partition("=")[0] for line in worked[:-1]]
+        assert query["reasoning"] == " ".join([start, *copied, worked[-1]])
 
 
 def test_weights_of_steps_and_formats_hold() -> None:

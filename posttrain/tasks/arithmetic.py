@@ -79,12 +79,10 @@ class Chain(NamedTuple):
     def question(self) -> str:
         return f"{self.start} {' '.join(self.labelled)} =?"
 
-    def reasoning(self, worked: int | None = None) -> str:
-        """The worked solution. With `worked`, only that many steps are worked out: the others are copied, and the last
-        result follows from nowhere, as a hasty solver writes."""
-        count = len(self.steps)
-        shown = [i for i in range(count) if worked is None or i < worked or i == count - 1]
-        steps = [f"{step}={self.values[i]}" if i in shown else step for i, step in enumerate(self.labelled)]
+    def reasoning(self, *, hasty: bool = False) -> str:
+        """The worked solution. A hasty one copies the steps, and the last result follows from nowhere."""
+        last = len(self.steps) - 1
+        steps = [step if hasty and i < last else f"{step}={self.values[i]}" for i, step in enumerate(self.labelled)]
         return f"{self.start} {' '.join(steps)}"
 
 
@@ -94,8 +92,7 @@ class Arithmetic:
     Options of `queries`:
         steps: `[lowest, highest]` number of steps, all as frequent, or a mapping of number to weight. Default [1, 8].
         formats: a mapping of `plain`, `twice`, `words` to weight. Default: plain only.
-        hasty: the share of worked solutions that work out the first steps only (how many is drawn), copy the others,
-            and jump to the last result. Default 0.
+        hasty: the share of worked solutions that copy the steps and jump to the last result. Default 0.
 
     The key of a query is its canonical form, whatever the format, so a validation set reserved by key shares no
     problem with the rest, not even of the 270 that have one step. `difficulty` is the number of steps.
@@ -166,7 +163,7 @@ def _rows(size: int, seed: int, steps: dict[int, float], formats: dict[str, floa
             domain="arithmetic",
             difficulty=length,
             key=chain.canonical,
-            reasoning=chain.reasoning(rng.randrange(max(1, length - 1)) if rng.random() < hasty else None),
+            reasoning=chain.reasoning(hasty=rng.random() < hasty),
             response=FORMATS[form].write(digit),
             entry=json.dumps({"format": form}),
         )
