@@ -232,14 +232,19 @@ def test_history_strip_gives_one_sample_a_turn_as_served(run: RunDir) -> None:
 
 
 def test_long_samples_are_counted_with_examples(run: RunDir) -> None:
-    context = context_of(recipe_of({"cold": sft({"data": "problems"}, train=TRAIN | {"max_length": 30})}), run, "cold")
+    context = context_of(recipe_of({"all": sft({"data": "problems"})}), run, "all")
+    build(context)
+    lengths = sorted(load_from_disk(str(context.dir.data / "train"))["length"])
+    middle = lengths[len(lengths) // 2]
+    short = sum(length <= middle for length in lengths)
+    stage = sft({"data": "problems"}, train=TRAIN | {"max_length": middle})
+    context = context_of(recipe_of({"cold": stage}), run, "cold")
     funnel = build(context)
     (step,) = [step for step in funnel["steps"] if step["step"] == "tokens"]
-    assert step["why"].keys() == {"too_long"} and 0 < step["kept"] == len(
-        load_from_disk(str(context.dir.data / "train"))
-    )
+    assert step["why"] == {"too_long": len(lengths) - short} and step["kept"] == short
+    assert len(load_from_disk(str(context.dir.data / "train"))) == short < len(lengths)
     shown = [row for row in lines(context.dir.data / "examples.jsonl") if row["why"] == "too_long"]
-    assert shown and all("tokens, max_length 30" in row["detail"] for row in shown)
+    assert shown and all(f"tokens, max_length {middle}" in row["detail"] for row in shown)
 
 
 def test_nothing_left_names_the_filter_and_writes_the_funnel(run: RunDir) -> None:
@@ -400,6 +405,29 @@ def test_muon_is_made_for_the_model_and_the_schedule_drives_it(run: RunDir) -> N
     assert type(trainer.optimizer.optimizer).__name__ == "MuonAdamW"
     rates = {group["algorithm"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
     assert rates == {"muon": 0.02, "adamw": 1e-3}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_resumed_training_ends_with_the_same_weights(run: RunDir, packing: bool) -> None:
+    """Three epochs with a checkpoint inside the second: sampler, schedule and Muon's state come back."""
+    batch = 4 if packing else 10
+    train = TRAIN | {"max_length": 96, "per_device_train_batch_size": batch, "learning_rate": 1e-3, "logging_steps": 1}
+    stage = sft({"data": "problems"}, packing=packing, optimizer={"learning_rate": 0.02}, train=train)
+    build(context_of(recipe_of({"cold": stage}), run, "cold"))
+    epoch = -(-len(load_from_disk(str(run.stage("cold").data / "train"))) // batch)
+    saved, steps = epoch + epoch // 2, 3 * epoch
+    stage["train"] |= {"max_steps": steps, "save_steps": saved, "lr_scheduler_type": "linear"}
+    context = context_of(recipe_of({"cold": stage}), run, "cold")
+    whole = trainer_of(context)
+    whole.train()
+    torch.manual_seed(99)  # what the global state was left at must not matter
+    resumed = trainer_of(context)
+    resumed.train(resume_from_checkpoint=str(context.dir.checkpoints / f"checkpoint-{saved}"))
+    assert resumed.state.global_step == whole.state.global_step == steps
+    for (name, ours), theirs in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    after = [[row["loss"] for row in one.state.log_history if "loss" in row][saved:] for one in (whole, resumed)]
+    assert after[0] == after[1] and len(after[0]) == steps - saved
 
 
 def test_packed_samples_cost_what_they_cost_alone(run: RunDir) -> None:
