@@ -12,6 +12,7 @@ Problems made from one template are alike by `lcs` however different their answe
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import unicodedata
@@ -35,6 +36,7 @@ MIN_LCS = 13  # tokens
 MIN_SHARE = 0.6  # of the shorter text
 EXAMPLES = 20
 BATCH = 1000  # rows
+BLOCK = 32  # reserved texts whose subsequences are found at once
 
 # A word or number; of scripts that put no spaces between words, one character.
 _TOKEN = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u9fff]+|\w")
@@ -123,6 +125,8 @@ def decontaminate(
 def user_text(row: Mapping[str, Any]) -> str:
     """The text of a row that is compared: all its user turns."""
     messages = row.get("prompt") or row.get("messages") or []
+    if isinstance(messages, str):  # JSON, as parquet gives it back
+        messages = json.loads(messages)
     return "\n".join(message["content"] or "" for message in messages if message["role"] == "user")
 
 
@@ -151,8 +155,8 @@ class SimilarityIndex:
     """Finds the reserved text that a text is too similar to.
 
     For `lcs` a text is first compared as a bag of tokens with all reserved ones at once: the tokens they share, counted
-    with repetition, are at least as many as their longest common subsequence. The subsequence itself is computed only
-    where that bound leaves it possible, so nothing is missed.
+    with repetition, are at least as many as their longest common subsequence. The subsequence itself is computed where
+    that bound leaves it possible, for a block of reserved texts at a time (`_Block`). Nothing is missed.
 
     Args:
         texts: the reserved texts. keys: their keys; "" for none.
@@ -171,10 +175,10 @@ class SimilarityIndex:
         self._tokens = [tokens_of(text) for text in texts] if level >= 3 else []
         self._lengths = np.array([len(tokens) for tokens in self._tokens], dtype=np.int64)
         self._postings = _postings(self._tokens)
-        self._positions: dict[int, dict[str, int]] = {}
+        self._blocks = [_Block(self._tokens[i : i + BLOCK]) for i in range(0, len(self._tokens), BLOCK)]
 
     def find(self, text: str, key: str = "") -> Match | None:
-        """The closest match, or None."""
+        """Why the text is too similar, or None. Of several matches one of the closest is given."""
         if key and key in self._keys:
             return Match(self._keys[key], "key")
         if self._texts and (same := self._texts.get(normalise(text))) is not None:
@@ -190,10 +194,17 @@ class SimilarityIndex:
         shorter = np.minimum(self._lengths, len(tokens))
         needed = np.maximum(MIN_LCS, np.ceil(MIN_SHARE * shorter - 1e-9))
         possible = np.flatnonzero(shared >= needed)
-        for i in possible[np.argsort(-(shared[possible] / shorter[possible]), kind="stable")].tolist():
-            length = self._lcs(tokens, i)
-            if length >= needed[i]:
-                return Match(i, "lcs", length, length / int(shorter[i]))
+        best_first = possible[np.argsort(-(shared[possible] / shorter[possible]), kind="stable")]
+        for block in dict.fromkeys((best_first // BLOCK).tolist()):
+            members = possible[possible // BLOCK == block]
+            lengths = self._blocks[block].lcs(tokens, (members - block * BLOCK).tolist())
+            matches = [
+                Match(i, "lcs", length, length / int(shorter[i]))
+                for i, length in zip(members.tolist(), lengths, strict=True)
+                if length >= needed[i]
+            ]
+            if matches:
+                return max(matches, key=lambda match: match.share)
         return None
 
     def _shared_tokens(self, tokens: list[str]) -> np.ndarray:
@@ -212,24 +223,39 @@ class SimilarityIndex:
             return np.zeros(len(self._tokens), dtype=np.int64)
         return np.bincount(np.concatenate(found), minlength=len(self._tokens))
 
-    def _lcs(self, tokens: list[str], reserved: int) -> int:
-        """Length of the longest common subsequence, a whole row of its table at once in the bits of an integer.
 
-        Bit-parallel, after Hyyro (2004): a zero bit of `row` at j says that the table grows by one at j.
-        """
-        other = self._tokens[reserved]
-        positions = self._positions.get(reserved)
-        if positions is None:
-            positions = self._positions[reserved] = defaultdict(int)
-            for j, token in enumerate(other):
-                positions[token] |= 1 << j
-        everything = (1 << len(other)) - 1
-        row = everything
+class _Block:
+    """Some reserved texts, one after the other in the bits of an integer, with a guard bit after each.
+
+    Bit-parallel LCS, after Hyyro (2004): `row` is a row of the textbook's table, where a zero bit says that the table
+    grows by one at that token. A token's update is an addition whose carry ends in the guard bit of its text at the
+    latest, so the texts do not disturb each other.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+        self._places: list[tuple[int, int]] = []  # each text's first bit, and its tokens
+        self._positions: dict[str, int] = defaultdict(int)
+        self._inside = 0  # all bits but the guards
+        offset = 0
+        for tokens in texts:
+            for j, token in enumerate(tokens, offset):
+                self._positions[token] |= 1 << j
+            self._places.append((offset, len(tokens)))
+            self._inside |= ((1 << len(tokens)) - 1) << offset
+            offset += len(tokens) + 1
+
+    def lcs(self, tokens: Sequence[str], members: Sequence[int]) -> list[int]:
+        """Lengths of the longest common subsequences with the members asked for."""
+        row = inside = self._inside
+        positions = self._positions
         for token in tokens:
-            if matches := positions.get(token):
-                met = row & matches
-                row = ((row + met) | (row - met)) & everything
-        return len(other) - row.bit_count()
+            if token in positions:
+                met = row & positions[token]
+                row = ((row + met) | (row - met)) & inside
+        found = []
+        for offset, length in (self._places[member] for member in members):
+            found.append(length - ((row >> offset) & ((1 << length) - 1)).bit_count())
+        return found
 
 
 def _postings(texts: list[list[str]]) -> dict[str, list[np.ndarray]]:

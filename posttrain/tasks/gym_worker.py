@@ -14,6 +14,8 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -179,6 +181,8 @@ def encode(value: Any) -> Any:
         return encode(value.tolist())
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if type(value) in (Fraction, Decimal):
+        return {"__type__": type(value).__name__, "value": str(value)}
     raise TypeError(f"an entry holds a {type(value).__name__}, which cannot be kept")
 
 
@@ -191,6 +195,8 @@ def decode(value: Any) -> Any:
     kind = value.get("__type__")
     if kind == "dict":
         return {decode(key): decode(item) for key, item in value["items"]}
+    if kind in ("Fraction", "Decimal"):
+        return {"Fraction": Fraction, "Decimal": Decimal}[kind](value["value"])
     if kind is not None:
         return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item) for item in value["items"])
     return {key: decode(item) for key, item in value.items()}

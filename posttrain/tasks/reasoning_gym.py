@@ -139,7 +139,8 @@ class ReasoningGym:
         ):
             if "failed" in item:
                 failed += 1
-                log.warning("%s: an item is left out: %s", self.name, item["failed"])
+                if failed == 1:
+                    log.warning("%s: an item is left out: %s", self.name, item["failed"])
                 continue
             yield make_query(
                 id=f"{self.name}-{seed}-{made}",
@@ -153,6 +154,8 @@ class ReasoningGym:
                 entry=json.dumps({**how, "item": item["entry"]}),
             )
             made += 1
+        if failed:
+            log.warning("%s: %d items left out, %d made", self.name, failed, made)
         if made < size:
             what = f"{self.name} made {made} sound items of {size}: {failed} were left out"
             raise PosttrainError(Problem(what, remedy="change its options, or take another task"))
