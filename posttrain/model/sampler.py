@@ -19,7 +19,7 @@ class EpochSampler(Sampler[int]):
 
     Args:
         lengths: tokens of each sample; batches are then of samples of roughly one length.
-        batch_size: samples of an optimizer step in one process.
+        batch_size: samples of an optimizer step, of all processes together.
         epoch: asked at the start of each pass.
     """
 
@@ -49,7 +49,8 @@ def with_epoch_sampler(trainer_class: type) -> type:
             accumulated = self.args.gradient_accumulation_steps
             batches = math.ceil(len(rows) / (self.args.train_batch_size * self.args.world_size))
             steps = max(1, math.ceil(batches / accumulated))
-            batch = self.args.train_batch_size * accumulated
+            # Of all processes: the order is then the same on one process and on many of smaller batches.
+            batch = self.args.train_batch_size * self.args.world_size * accumulated
             return EpochSampler(len(rows), lengths, batch, self.args.seed, lambda: self.state.global_step // steps)
 
     WithEpochSampler.__name__ = trainer_class.__name__

@@ -74,7 +74,9 @@ def trainer_arguments(
     # The callback takes its folder from the environment alone (transformers 5): one for the stage, kept on resume.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.dir.path / "tensorboard")
     try:
-        return config_class(**chosen)
+        arguments = config_class(**chosen)
+        shard_on_cpu()
+        return arguments
     except (TypeError, ValueError) as error:
         raise PosttrainError(
             Problem(
@@ -83,6 +85,19 @@ def trainer_arguments(
                 remedy="change the option it names",
             )
         ) from error
+
+
+def shard_on_cpu() -> None:
+    """Let processes on CPUs shard as asked. Called once the trainer's arguments have set up the processes.
+
+    accelerate 1.15 takes FSDP for accelerators alone and, on CPUs, trains unsharded without a word; torch shards there
+    as anywhere. So accelerate is told of accelerators; device and backend stay the CPU's.
+    """
+    from accelerate.state import DistributedType, PartialState
+
+    state = PartialState._shared_state
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and state["distributed_type"] == DistributedType.MULTI_CPU:
+        state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def with_optimizer(trainer_class: type, spec: Optimizer | None) -> type:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from posttrain.model.artifacts import read_json, seal, write_json, write_text
+from posttrain.model.inference import decoding_mode, lockstep
 from posttrain.progress import progress
 
 if TYPE_CHECKING:
@@ -54,8 +56,9 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         """Take up the clock and the figures of a checkpoint."""
         self.seconds = float((read_json(checkpoint / CLOCK) or {"seconds": 0.0})["seconds"])
         step = int(checkpoint.name.rsplit("-", 1)[1])
-        for path in (self.context.dir.metrics, self.context.dir.curve):
-            keep_lines_up_to(path, step)
+        if self.main:
+            for path in (self.context.dir.metrics, self.context.dir.curve):
+                keep_lines_up_to(path, step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.monotonic()
@@ -78,13 +81,18 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             self._probe(state.global_step)
 
     def _probe(self, step: int) -> None:
-        if self.probe is None or not self.main:
+        if self.probe is None:
             return
         at = self.now()
         paused = time.monotonic()
-        point = self.probe(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        # Sharded weights are gathered from all processes at each forward: all go along while the main one generates.
+        sharded = self.context.recipe.engine.strategy in ("zero3", "fsdp2")
+        with decoding_mode(model), lockstep(model) if sharded else nullcontext():
+            point = self.probe(model) if self.main else {}
         self._began += time.monotonic() - paused
-        append_line(self.context.dir.curve, {"step": step, "train_seconds": at, "flops": self._flops(), **point})
+        if self.main:
+            append_line(self.context.dir.curve, {"step": step, "train_seconds": at, "flops": self._flops(), **point})
 
     def _flops(self) -> float:
         """Floating-point operations so far: 6 N a trained token, 2 N a sampled one (Kaplan et al. 2020)."""

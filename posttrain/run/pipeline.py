@@ -26,7 +26,7 @@ from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
 from posttrain.run.gates import missed
-from posttrain.run.launch import machine_rank
+from posttrain.run.machines import check_machines, follow, leading, machine_rank
 from posttrain.run.prepare import prepare
 from posttrain.run.quiet import hush_libraries
 
@@ -62,15 +62,21 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
     """
     hush_libraries()
     pipeline = Pipeline(loaded.recipe, RunDir(directory), quiet)
+    check_machines(loaded.recipe.engine)
     if machine_rank(loaded.recipe.engine) > 0:
-        follow(pipeline)
+        _follow(pipeline)
         return pipeline.run.path / "report.html"
+    with leading(pipeline.run, loaded.recipe.engine):
+        return _lead(pipeline, loaded, restart_from)
+
+
+def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) -> Path:
     began = time.monotonic()
     _refuse_changes(pipeline, restart_from)
     write_text(pipeline.run.recipe, dump_resolved(loaded.recipe))
     write_json(pipeline.run.path / "environment.json", environment())
     with _clock(pipeline, "preparation_seconds"):
-        prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=quiet)
+        prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=pipeline.quiet)
     try:
         for context in pipeline.stages():
             run_stage(context)
@@ -80,13 +86,14 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
     return report
 
 
-def follow(pipeline: Pipeline) -> None:
-    """What a machine other than the first does: wait for each stage's data, train along, wait for its record."""
-    for context in pipeline.stages():
-        while not context.dir.record.exists():
-            if is_complete(context.dir.data) and not is_complete(context.dir.model):
-                engine.train(context, root_spec(context.recipe, context.name))
-            time.sleep(1.0)
+def _follow(pipeline: Pipeline) -> None:
+    """What a machine other than the first does: its part of every training, until machine 0 ends the run."""
+    stages = {context.name: context for context in pipeline.stages()}
+    follow(
+        pipeline.run,
+        lambda name: engine.train(stages[name], root_spec(pipeline.recipe, name)),
+        lambda: all(context.dir.record.exists() for context in stages.values()),
+    )
 
 
 def run_stage(context: StageContext) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, RunDir, faults_of, is_complete, read_json, seal, write_json
 from posttrain.model.policy import dress_policy, load_model, load_tokenizer
+from posttrain.run.launch import refuse
+from posttrain.run.lifetime import die_with_parent
 
 if TYPE_CHECKING:
-    from posttrain.recipe.schema import Adapter, ModelSpec
+    from posttrain.recipe.schema import Adapter, EngineSpec, ModelSpec
     from posttrain.recipe.stage import StageContext
 
 log = logging.getLogger("posttrain")
@@ -83,7 +86,7 @@ def train_stage(context: StageContext, spec: ModelSpec) -> None:
     tokenizer = load_tokenizer(context.start)
     start = load_start(context, spec)
     trainer = stage.make_trainer(context, start.model, tokenizer, start.peft_config)
-    _check_world_size(trainer, context.recipe.engine.processes)
+    _check_engine(trainer, context.recipe.engine)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     probe = CurveProbe(context, tokenizer) if stage.evaluate_every else None
@@ -113,14 +116,25 @@ def _agreed(trainer: Any, checkpoint: Path | None) -> Path | None:
     return box[0]
 
 
-def _check_world_size(trainer: Any, wanted: int) -> None:
+def _check_engine(trainer: Any, engine: EngineSpec) -> None:
+    """Refuse to train on other processes, or sharded otherwise, than the recipe says."""
     came = trainer.accelerator.num_processes
-    if came != wanted:
+    if came != engine.processes:
         raise PosttrainError(
             Problem(
-                f"{came} process(es) came up, engine.processes asks for {wanted}",
+                f"{came} process{'es' * (came > 1)} came up, and engine.processes asks for {engine.processes}",
                 why="training would go on at another batch size than the recipe's",
-                remedy="check the launcher's log above, and that every machine was started",
+                remedy="start the run with `posttrain run`, on every machine; check the launcher's output above",
+            )
+        )
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    strategy = f"zero{plugin.zero_stage}" if plugin is not None else "fsdp2" if trainer.accelerator.is_fsdp2 else "ddp"
+    if strategy != engine.strategy:
+        raise PosttrainError(
+            Problem(
+                f"the processes came up with {strategy}, and engine.strategy asks for {engine.strategy}",
+                why="each process would need other memory than planned",
+                remedy="start the run with `posttrain run`; check that engine.deepspeed asks for the same stage",
             )
         )
 
@@ -190,12 +204,16 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
 
 def main() -> None:
     """Train a stage of a prepared run (started by the engine, once a process)."""
+    die_with_parent()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main_process = os.environ.get("RANK", "0") == "0"  # what all would say, one says
+    logging.basicConfig(level=logging.WARNING if main_process else logging.ERROR, format="%(message)s")
+    if main_process and not arguments.quiet:
+        log.setLevel(logging.INFO)
     from posttrain.run.quiet import hush_libraries
 
     hush_libraries()
@@ -207,7 +225,8 @@ def main() -> None:
     try:
         train_stage(context_of(recipe, run, arguments.stage, quiet=arguments.quiet), root_spec(recipe, arguments.stage))
     except PosttrainError as error:
-        print(error, file=sys.stderr)
+        if not refuse(error):
+            print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 

@@ -1,0 +1,65 @@
+"""No process outlives the run that started it, however that run ends.
+
+torch's launcher starts every worker in a session of its own, so that a signal to the launcher's group misses them, and
+a launcher that is killed leaves them behind, waiting on each other for half an hour. Here each process asks the kernel
+to be killed when its parent dies. Nothing is lost by that: a stage goes on from its last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+PARENT = "POSTTRAIN_PARENT_PID"
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def die_with_parent() -> None:
+    """Be killed when the process that set $POSTTRAIN_PARENT_PID dies, and ask the same of one's own children.
+
+    Does nothing where the variable is not set.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    os.environ[PARENT] = str(os.getpid())
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    if os.getppid() != int(parent):  # it died before we asked
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end; it is killed with all it started if this process is interrupted or dies.
+
+    The command has to call `die_with_parent`, as have the processes that it starts. It gets a session of its own: an
+    interrupt at the terminal goes to this process alone, which then tells it once.
+
+    Returns:
+        The exit code; negative: the signal that killed it.
+    """
+    process = subprocess.Popen(
+        command,
+        env={**environment, PARENT: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait()
+    finally:
+        process.kill()
+        process.wait()
