@@ -49,8 +49,7 @@ class StreamParser:
         self._ended_in_block = False
         self._newlines: int | None = None  # right after a think block: the newlines since; None elsewhere
         self._after_call = False
-        self._trust_quotes = True
-        self._call = CallText(self._trust_quotes)
+        self._call = CallText()
         self._raw_at_close = 0  # pieces of _raw before the call's first close marker inside a string
         self._message: ParsedMessage | None = None
         self._read(prefilled)
@@ -189,6 +188,10 @@ class StreamParser:
         self._block_has_text = False
 
     def _close_think(self) -> None:
+        if self._state == "start" and self._family.kind == "thinking":
+            text = self._held
+            self._enter_block()
+            self._reason(text)
         if self._reasoning is None and self._family.thinks:
             self._close_unopened()
         elif self._state == "reasoning":
@@ -202,8 +205,7 @@ class StreamParser:
     def _close_unopened(self) -> None:
         """What looked like an answer was reasoning all along: the opening marker was in the prompt, or is missing."""
         self._problems.clear()
-        if self._family.kind != "thinking":
-            self._problem("missing_open")
+        self._problem("missing_open")
         self._reasoning = ["".join(self._raw).strip("\n")]
         self._raw.clear()
         self._content.clear()
@@ -260,7 +262,7 @@ class StreamParser:
         elif self._newlines is not None and self._newlines > 2:
             self._emit("content", "\n")  # what the templates make of a content of newlines before a call
         self._state, self._held, self._newlines = "call", "", None
-        self._call, self._raw_at_close = CallText(self._trust_quotes), 0
+        self._call, self._raw_at_close = CallText(), 0
 
     def _marker_in_call(self, marker: str) -> None:
         family = self._family
@@ -311,7 +313,6 @@ class StreamParser:
         del self._raw[self._raw_at_close :]
         self._remember(self._family.tool_call_close)
         self._close_call()
-        self._trust_quotes = False  # from here on, so that nothing is read a third time
         self._buffer = ""
         self._read(rest)
         self._text(self._buffer)

@@ -22,9 +22,9 @@ class CallText:
         in_string: the text ends inside a JSON string, as far as its quotes can be trusted.
     """
 
-    def __init__(self, trust_quotes: bool) -> None:
+    def __init__(self) -> None:
         self.in_string = False
-        self._trust_quotes = trust_quotes
+        self._trust_quotes = True
         self._escaped = False
         self._pieces: list[str] = []
         self._first_close: int | None = None

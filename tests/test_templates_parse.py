@@ -155,6 +155,7 @@ def test_the_opening_marker_stood_in_the_prompt() -> None:
     for prefilled in ("", "<think>\n"):
         _is(parse("hm\n</think>\n\n4<|im_end|>", THINKING, prefilled=prefilled), "hm", "4")
         _is(parse("<think>\nhm\n</think>\n\n4", THINKING), "hm", "4")
+    _is(parse(" </think>4", THINKING), " ", "4")
     _is(parse("hm\n</think>\n\n4", HYBRID, prefilled="<think>\n"), "hm", "4")
     _is(parse("hm\n</think>\n\n4", HYBRID), "hm", "4", "missing_open")
     _is(parse(f"a\n{CALL}\n</think>\n\n4", HYBRID), f"a\n{CALL}", "4", "missing_open")
@@ -188,6 +189,7 @@ def test_tool_calls() -> None:
     _is(parsed, "", "Let me look.", calls=2)
     assert (parsed.tool_calls[0].name, parsed.tool_calls[0].arguments) == ("f", {"a": 1})
     _is(parse(f"{EMPTY}{CALL}\n", HYBRID), "", "", calls=1)
+    _is(parse(f"{EMPTY}\n{CALL}", HYBRID), "", "\n", calls=1)  # a content of newlines alone, rendered before a call
     _is(parse(f"{CALL} done", INSTRUCT), None, " done", "text_after_tool_calls", calls=1)
     _is(parse("</tool_call>", INSTRUCT), None, "</tool_call>", "stray_tool_close")
     inside = parse('<tool_call>\n{"name": "f", "arguments": {"q": "</tool_call>\\"<think>"}}\n</tool_call>', INSTRUCT)
