@@ -9,7 +9,7 @@ from trl import DistillationTrainer
 from posttrain.distill.padding import without_padding
 from posttrain.rl.health import Health, Watch
 from posttrain.rl.resume import ResumableRollouts
-from posttrain.rl.rollouts import PerSampleRollouts
+from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings
 
 
 class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):  # type: ignore[misc]
@@ -42,4 +42,4 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
     def _other_forward_tokens(self) -> float:
         """The teacher's forward over every trained token."""
         teacher = self.accelerator.unwrap_model(self.teacher_model)
-        return float(teacher.num_parameters(exclude_embeddings=True) * self.train_tokens)
+        return float(size_outside_embeddings(teacher) * self.train_tokens)

@@ -201,8 +201,14 @@ class PerSampleRollouts:
         N is the number of parameters outside the embeddings (Kaplan et al. 2020, section 2.1).
         """
         policy = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        size = policy.num_parameters(exclude_embeddings=True)
+        size = size_outside_embeddings(policy)
         return float(6 * size * self.train_tokens + 2 * size * self.rollout_tokens + 2 * self._other_forward_tokens())
+
+
+def size_outside_embeddings(model: torch.nn.Module) -> int:
+    """Parameters of a model but for its embeddings; under ZeRO-3 too, where those of other processes look empty."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if id(p) not in embeddings)
 
 
 def hash_rows(rows: Sequence[Mapping[str, Any]]) -> int:

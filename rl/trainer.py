@@ -8,7 +8,7 @@ from trl import GRPOTrainer
 
 from posttrain.rl.health import Health, Watch
 from posttrain.rl.resume import ResumableRollouts
-from posttrain.rl.rollouts import PerSampleRollouts
+from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings
 
 
 class PolicyTrainer(PerSampleRollouts, ResumableRollouts, GRPOTrainer):  # type: ignore[misc]
@@ -40,4 +40,4 @@ class PolicyTrainer(PerSampleRollouts, ResumableRollouts, GRPOTrainer):  # type:
         args = self.args
         passes = int(self.beta != 0.0) + int(args.gradient_accumulation_steps % self._generate_every() != 0)
         policy = self.accelerator.unwrap_model(self.model)
-        return float(passes * policy.num_parameters(exclude_embeddings=True) * self.rollout_tokens)
+        return float(passes * size_outside_embeddings(policy) * self.rollout_tokens)

@@ -91,13 +91,20 @@ def shard_on_cpu() -> None:
     """Let processes on CPUs shard as asked. Called once the trainer's arguments have set up the processes.
 
     accelerate 1.15 takes FSDP for accelerators alone and, on CPUs, trains unsharded without a word; torch shards there
-    as anywhere. So accelerate is told of accelerators; device and backend stay the CPU's.
+    as anywhere. So accelerate is told of accelerators; device and backend stay the CPU's. And it leaves it to DeepSpeed
+    to find the processes, which must know their number before a reference or teacher is loaded (`zero.Init`).
     """
     from accelerate.state import DistributedType, PartialState
 
     state = PartialState._shared_state
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and state["distributed_type"] == DistributedType.MULTI_CPU:
+    if state["distributed_type"] != DistributedType.MULTI_CPU:
+        return
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         state["distributed_type"] = DistributedType.MULTI_GPU
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=state["backend"], auto_mpi_discovery=False, verbose=False)
 
 
 def with_optimizer(trainer_class: type, spec: Optimizer | None) -> type:

@@ -202,6 +202,12 @@ def _whole_faults(parts: Parts, recipe: Recipe) -> Iterator[Fault]:
     if recipe.engine.strategy in ("zero2", "zero3") and find_spec("deepspeed") is None:
         what = f"engine.strategy: {recipe.engine.strategy} needs DeepSpeed, which is not installed"
         yield Fault(("engine", "strategy"), what, remedy="pip install 'posttrain[deepspeed]'")
+    for name, stage in parts.stages.items():
+        if stage.optimizer is not None and recipe.engine.strategy in ("zero2", "zero3"):
+            what = (
+                f"Muon needs whole matrices, and engine.strategy: {recipe.engine.strategy} gives it flat pieces of them"
+            )
+            yield Fault(("stages", name, "optimizer"), what, remedy="use fsdp2 or ddp, or the trainer's own optimizer")
     try:
         family = get_family(recipe.template.family)
     except PosttrainError as error:

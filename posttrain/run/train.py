@@ -102,7 +102,7 @@ def train_stage(context: StageContext, spec: ModelSpec) -> None:
     if trainer.is_world_process_zero():
         write_json(
             context.dir.path / "training.json",
-            {"train_seconds": recorder.now(), "flops": recorder._flops(), "steps": trainer.state.global_step},
+            {"train_seconds": recorder.now(), "flops": recorder.flops(), "steps": trainer.state.global_step},
         )
 
 

@@ -1,0 +1,361 @@
+"""Training in several processes: the same losses and artefacts as in one, sharded or not; nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir, faults_of, read_json, write_json, write_text
+from posttrain.recipe.fingerprint import dump_resolved
+from posttrain.recipe.load import load_recipe
+from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.stage import StageContext
+from posttrain.run import machines
+from posttrain.run.context import context_of
+from posttrain.run.launch import deepspeed_options, launch, launch_command, threads
+from posttrain.run.machines import announce, follow, leading, machine_rank, main_address, require_free_port
+
+from .conftest import CHAIN, posttrain
+
+RECIPE = CHAIN.with_name("engine.yaml")
+ROOT = CHAIN.parents[2]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of tests/recipes/engine.yaml in one process. Do not change it: copy it."""
+    directory = tmp_path_factory.mktemp("engine") / "run"
+    done = posttrain("run", RECIPE, "--output", directory, "--quiet")
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def engine_of(strategy: str, **options: Any) -> dict[str, Any]:
+    return {
+        **{"launcher": "accelerate", "processes": 2, "strategy": strategy, "cpu": True, "threads": 1},
+        **options,
+    }
+
+
+def prepared(one_process: Path, directory: Path, stage: str, engine: dict[str, Any]) -> StageContext:
+    """The run up to the training of a stage, its data built; batches divided by the processes."""
+    shutil.copytree(one_process, directory)
+    here = directory / "stages" / stage
+    for path in here.iterdir():
+        if path.name not in ("data", "start", "started.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
+    recipe["engine"] = engine
+    for options in recipe["stages"].values():
+        options["train"]["per_device_train_batch_size"] //= engine["processes"]
+    write_text(directory / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    return context_of(load_recipe(directory / "recipe.yaml").recipe, RunDir(directory), stage, quiet=True)
+
+
+def rows(run: Path, stage: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def series(run: Path, stage: str, key: str) -> list[float]:
+    return [row[key] for row in rows(run, stage) if key in row]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    state: dict[str, torch.Tensor] = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    return state
+
+
+def assert_same_training(ours: Path, theirs: Path, *, tolerance: float = 2e-3) -> None:
+    """The SFT stage of both runs: losses, gradients, weights, files."""
+    for key in ("loss", "grad_norm", "learning_rate", "num_tokens"):
+        assert series(ours, "sft", key) == pytest.approx(series(theirs, "sft", key), rel=tolerance, abs=tolerance), key
+    assert len(series(ours, "sft", "loss")) == 40
+    ours, theirs = ours / "stages/sft/model", theirs / "stages/sft/model"
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    assert faults_of(ours) == []
+    mine, other = weights(ours), weights(theirs)
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(
+            mine[name], other[name], rtol=0.02, atol=5e-3, msg=lambda text, name=name: name + text
+        )  # type: ignore[misc]
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def test_zero2_trains_as_one_process(one_process: Path, tmp_path: Path) -> None:
+    context = prepared(one_process, tmp_path / "run", "sft", engine_of("zero2"))
+    launch(context)
+    assert_same_training(context.run.path, one_process)
+
+
+def test_ranks_draw_different_rollouts(one_process: Path, tmp_path: Path) -> None:
+    context = prepared(one_process, tmp_path / "run", "grpo", engine_of("ddp"))
+    launch(context)
+    # The second checkpoint but one lies within a generation that serves two steps: the rollouts in use are in it.
+    states = [torch.load(context.dir.checkpoints / "checkpoint-3" / f"rollouts_{rank}.pt") for rank in (0, 1)]
+    buffers = [state["buffer"] for state in states]
+    assert buffers[0] is not None and buffers[1] is not None
+    drawn = [[batch["completion_ids"].tolist() for batch in buffer] for buffer in buffers]
+    assert drawn[0] != drawn[1]
+    assert states[0]["counters"] == states[1]["counters"]
+    assert faults_of(context.dir.checkpoints / "checkpoint-3") == []
+    ours, theirs = rows(context.run.path, "grpo"), rows(one_process, "grpo")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    assert any(value != 0 for value in series(context.run.path, "grpo", "grad_norm"))
+    curves = [(run / "stages/grpo/curve.jsonl").read_text().splitlines() for run in (context.run.path, one_process)]
+    assert [json.loads(line)["step"] for line in curves[0]] == [json.loads(line)["step"] for line in curves[1]]
+
+
+def test_zero3_distils_on_policy(one_process: Path, tmp_path: Path) -> None:
+    context = prepared(one_process, tmp_path / "run", "student", engine_of("zero3"))
+    launch(context)
+    ours, theirs = rows(context.run.path, "student"), rows(one_process, "student")
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    size = theirs[-1]["flops"] / theirs[-1]["tokens/train"]
+    for row in ours:  # every parameter is counted, wherever it lies; each token was sampled and trained on once
+        assert row["flops"] / row["tokens/train"] == pytest.approx(size, rel=1e-6)
+    assert faults_of(context.dir.model) == [] and weights(context.dir.model)
+    assert [json.loads(line)["step"] for line in context.dir.curve.read_text().splitlines()] == [0, 2, 3]
+
+
+def test_killed_while_sharded_leaves_nothing_behind_and_goes_on(one_process: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    context = prepared(one_process, directory, "sft", engine_of("fsdp2"))
+    script = (
+        "import sys; from pathlib import Path; from posttrain.run.context import context_of;"
+        "from posttrain.recipe.load import load_recipe; from posttrain.model.artifacts import RunDir;"
+        "from posttrain.run.launch import launch; run = RunDir(Path(sys.argv[1]));"
+        "launch(context_of(load_recipe(run.recipe).recipe, run, 'sft', quiet=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(directory)], cwd=ROOT)
+    sealed = context.dir.checkpoints / "checkpoint-20" / "manifest.json"
+    while not sealed.exists():
+        assert process.poll() is None, "the training ended before its second checkpoint"
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # the launcher and two workers
+    process.kill()  # -9, and only the process above the launcher
+    process.wait()
+    assert gone(children)
+    # Whole, with every process's share in it.
+    assert faults_of(sealed.parent) == []
+    assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {path.name for path in sealed.parent.iterdir()}
+    launch(context)
+    assert_same_training(directory, one_process)
+
+
+def gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_another_number_of_processes_is_refused_in_words(one_process: Path, tmp_path: Path) -> None:
+    context = prepared(one_process, tmp_path / "run", "sft", engine_of("ddp"))
+    alone = context.recipe.engine.model_copy(update={"processes": 1})  # what comes up; recipe.yaml still says 2
+    with pytest.raises(PosttrainError) as raised:
+        launch(dataclasses.replace(context, recipe=context.recipe.model_copy(update={"engine": alone})))
+    assert raised.value.exit_code == 2
+    assert [problem.what for problem in raised.value.problems] == ["1 process came up, and engine.processes asks for 2"]
+    assert not context.dir.model.exists()
+
+
+PARENT = """
+import sys
+from posttrain.run.lifetime import run_child
+try:
+    run_child([sys.executable, "-c", sys.argv[1]], {**__import__("os").environ})
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+CHILD = """
+import subprocess, sys, time
+from posttrain.run.lifetime import die_with_parent
+die_with_parent()
+worker = "from posttrain.run.lifetime import die_with_parent; die_with_parent(); print('up', flush=True);" \\
+    "import time; time.sleep(600)"
+workers = [subprocess.Popen([sys.executable, "-c", worker], start_new_session=True) for _ in range(2)]
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_its_run(how: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) == 3
+    parent.send_signal(how)
+    assert parent.wait(20) == (130 if how == signal.SIGINT else -how)
+    assert gone(children)
+
+
+def test_exit_codes_of_a_child_are_passed_on() -> None:
+    from posttrain.run.lifetime import run_child
+
+    assert run_child([sys.executable, "-c", "raise SystemExit(3)"], os.environ) == 3
+
+
+def test_launch_command(tmp_path: Path) -> None:
+    command = launch_command(EngineSpec.model_validate(engine_of("ddp", main_port=1)), tmp_path, ["RUN", "STAGE"])
+    assert command[-4:] == ["-m", "posttrain.run.train", "RUN", "STAGE"]
+    assert value(command, "--main_process_port") == "0"  # on one machine any free port, whatever is taken
+    assert "--multi_gpu" in command
+    options = engine_of("zero3", machines=2, processes=4, machine_rank=1, main_address="10.0.0.1", main_port=29700)
+    command = launch_command(EngineSpec.model_validate(options), tmp_path, [])
+    assert value(command, "--machine_rank") == "1" and value(command, "--num_processes") == "4"
+    assert value(command, "--main_process_ip") == "10.0.0.1" and value(command, "--main_process_port") == "29700"
+    written = read_json(Path(value(command, "--deepspeed_config_file")))
+    assert written["zero_optimization"]["stage"] == 3
+
+
+def value(command: list[str], option: str) -> str:
+    return command[command.index(option) + 1]
+
+
+def test_deepspeed_options_of_the_recipe_win() -> None:
+    own = {"zero_optimization": {"overlap_comm": True}, "gradient_clipping": 0.5}
+    options = deepspeed_options(EngineSpec.model_validate(engine_of("zero2", deepspeed=own)))
+    assert options["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert options["gradient_clipping"] == 0.5 and options["train_batch_size"] == "auto"
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EngineSpec.model_validate({"launcher": "accelerate", "processes": 4, "machines": 2, "cpu": True})
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert threads(spec) == 6  # two processes share this machine
+    assert threads(spec.model_copy(update={"threads": 3})) == 3
+    assert threads(spec.model_copy(update={"cpu": False})) == 1
+
+
+def spec_of(**options: Any) -> EngineSpec:
+    return EngineSpec.model_validate({"launcher": "accelerate", "processes": 2, "machines": 2, **options})
+
+
+def test_machines_are_named_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTTRAIN_MACHINE_RANK", raising=False)
+    monkeypatch.delenv("POSTTRAIN_MAIN_ADDRESS", raising=False)
+    assert machine_rank(spec_of()) == 0 and machine_rank(spec_of(machine_rank=1)) == 1
+    monkeypatch.setenv("POSTTRAIN_MACHINE_RANK", "1")
+    assert machine_rank(spec_of()) == 1
+    assert machine_rank(spec_of(machine_rank=0)) == 0
+    assert machine_rank(EngineSpec()) == 0  # a variable left over does not make a lone machine wait for another
+    for wrong in ("2", "-1", "one"):
+        monkeypatch.setenv("POSTTRAIN_MACHINE_RANK", wrong)
+        with pytest.raises(PosttrainError, match=f"machine rank {wrong}: there are 2 machines"):
+            machine_rank(spec_of())
+    with pytest.raises(PosttrainError, match="no address of machine 0"):
+        main_address(spec_of())
+    monkeypatch.setenv("POSTTRAIN_MAIN_ADDRESS", "10.0.0.1")
+    assert main_address(spec_of()) == "10.0.0.1"
+
+
+def test_a_taken_port_is_refused_on_several_machines() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        spec = spec_of(main_address="127.0.0.1", main_port=other.getsockname()[1])
+        with pytest.raises(PosttrainError, match=f"port {spec.main_port} cannot be listened on"):
+            require_free_port(spec)
+    require_free_port(spec)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "BEAT", 0.02)
+    monkeypatch.setattr(machines, "PATIENCE", 0.5)
+
+
+class Follower(threading.Thread):
+    """Another machine, in a thread: what it trained, and how it ended."""
+
+    def __init__(self, run: RunDir, finished: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.run_dir, self.finished, self.trained, self.error = run, finished, list[str](), ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            follow(self.run_dir, self.trained.append, lambda: self.finished)
+        except PosttrainError as error:
+            self.error = str(error)
+
+
+def call(run: RunDir, stage: str) -> None:
+    recipe = load_recipe(RECIPE).recipe
+    announce(context_of(recipe, run, stage))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_machine_follows_the_first_through_a_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    # An earlier run was killed here: what it left calls nobody.
+    write_json(tmp_path / "machines.json", {"session": "old", "beat": 7, "state": "running", "why": ""})
+    write_json(tmp_path / "launch.json", {"number": 4, "session": "old", "stage": "sft"})
+    follower = Follower(run)
+    time.sleep(0.7)
+    assert follower.trained == []
+    with leading(run, spec_of()):
+        for count, stage in enumerate(("sft", "grpo", "grpo"), 1):  # the last: machine 0 launches a stage again
+            call(run, stage)
+            wait_for(lambda count=count: len(follower.trained) == count)  # type: ignore[misc]
+    follower.join(5)
+    assert not follower.is_alive() and follower.error == ""
+    assert follower.trained == ["sft", "grpo", "grpo"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_machine_is_told_why_the_first_stopped(tmp_path: Path) -> None:
+    follower = Follower(RunDir(tmp_path))
+    with pytest.raises(PosttrainError), leading(RunDir(tmp_path), spec_of()):
+        time.sleep(0.2)
+        raise PosttrainError("stage sft: thinking.accuracy is 0.1")
+    follower.join(5)
+    assert "machine 0 stopped the run" in follower.error and "thinking.accuracy is 0.1" in follower.error
+    assert follower.trained == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_machine_started_after_the_end_ends_too(tmp_path: Path) -> None:
+    with leading(RunDir(tmp_path), spec_of()):
+        pass
+    unfinished, finished = Follower(RunDir(tmp_path)), Follower(RunDir(tmp_path), finished=True)
+    finished.join(5)
+    assert not finished.is_alive() and finished.error == "" and finished.trained == []
+    assert unfinished.is_alive()  # stages are to be redone: machine 0 will be there
+
+
+def wait_for(condition: Any, seconds: float = 5.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_muon_is_refused_where_matrices_are_cut_flat() -> None:
+    muon = "stages.sft.optimizer={name: muon, learning_rate: 0.02}"
+    engine = [f"engine.{key}={json.dumps(entry)}" for key, entry in engine_of("zero2").items()]
+    with pytest.raises(PosttrainError, match="Muon needs whole matrices"):
+        load_recipe(RECIPE, [muon, *engine])
+    dump_resolved(load_recipe(RECIPE, [muon, *[line.replace("zero2", "fsdp2") for line in engine]]).recipe)
