@@ -94,9 +94,7 @@ def assert_same_training(ours: Path, theirs: Path, *, tolerance: float = 2e-3) -
     mine, other = weights(ours), weights(theirs)
     assert mine.keys() == other.keys()
     for name in mine:
-        torch.testing.assert_close(
-            mine[name], other[name], rtol=0.02, atol=5e-3, msg=lambda text, name=name: name + text
-        )  # type: ignore[misc]
+        torch.testing.assert_close(mine[name], other[name], rtol=0.02, atol=5e-3)
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
@@ -319,7 +317,7 @@ def test_a_machine_follows_the_first_through_a_run(tmp_path: Path) -> None:
     with leading(run, spec_of()):
         for count, stage in enumerate(("sft", "grpo", "grpo"), 1):  # the last: machine 0 launches a stage again
             call(run, stage)
-            wait_for(lambda count=count: len(follower.trained) == count)  # type: ignore[misc]
+            wait_for(lambda count=count: len(follower.trained) == count)
     follower.join(5)
     assert not follower.is_alive() and follower.error == ""
     assert follower.trained == ["sft", "grpo", "grpo"]

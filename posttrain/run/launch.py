@@ -42,6 +42,7 @@ def deepspeed_options(engine: EngineSpec) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
         # The trainer's own AdamW is used as it is, on CPU too.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
