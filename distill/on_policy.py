@@ -17,7 +17,7 @@ from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.rl.health import Health
 from posttrain.rl.modes import LACKING
 from posttrain.rl.stage import ON_POLICY_SAMPLING, RolloutStage, enough_rows
-from posttrain.templates.families import Kind, Mode
+from posttrain.templates.families import FAMILIES, Kind, Mode
 
 if TYPE_CHECKING:
     from posttrain.recipe.schema import Recipe
@@ -53,7 +53,8 @@ class OnPolicyDistillationStage(RolloutStage):
     health: Health = Field(default_factory=Health)
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
-        yield from teacher_faults(self, recipe, self.modes or {})
+        family = FAMILIES.get(recipe.template.family)
+        yield from teacher_faults(self, recipe, self.asking(family).modes if family else {})
         yield from super().faults(recipe, start_kind)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:

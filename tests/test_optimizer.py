@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def test_resumed_equals_uninterrupted() -> None:
     torch.save([part.state_dict() for part in first], disk)
     disk.seek(0)
     second = build()
-    for part, state in zip(second, torch.load(disk), strict=True):
+    parts: tuple[Any, ...] = second
+    for part, state in zip(parts, torch.load(disk), strict=True):
         part.load_state_dict(state)
     run(*second, range(3, 6))
     for a, b in zip(straight[0].parameters(), second[0].parameters(), strict=True):

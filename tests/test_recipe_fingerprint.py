@@ -118,7 +118,7 @@ def test_a_difference_is_readable(folder: Path) -> None:
     changes = differences(folder, "stages.rl.train={learning_rate: 2e-3}", "stages.student.judge=b")
     assert changes["rl"] == ["train.learning_rate: (not there) -> 0.002", "train.max_steps: 3 -> (not there)"]
     assert changes["student"] == [
-        "judge: null -> b",
+        "judge: (not there) -> b",
         "stages.rl.train.learning_rate: (not there) -> 0.002",
         "stages.rl.train.max_steps: 3 -> (not there)",
     ]

@@ -123,4 +123,7 @@ def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
 
 def test_rl_accuracy_never_reached() -> None:
     row = {"flops": 1.0, "step": 1}
-    assert reached([{**row, "accuracy": 0.2, "train_seconds": 1.0}], [{**row, "accuracy": 0.3, "train_seconds": 9.0}]) is None
+    assert (
+        reached([{**row, "accuracy": 0.2, "train_seconds": 1.0}], [{**row, "accuracy": 0.3, "train_seconds": 9.0}])
+        is None
+    )

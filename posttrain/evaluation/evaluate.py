@@ -15,7 +15,7 @@ from posttrain.model.artifacts import RunDir
 from posttrain.model.generation import Completion, Generator, Prompt
 from posttrain.model.policy import load_model, load_tokenizer
 from posttrain.progress import progress
-from posttrain.recipe.schema import EvaluationSpec, Recipe
+from posttrain.recipe.schema import EvaluationSpec, ModelSpec, Recipe
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import Family, Kind, Mode, Sampling
 from posttrain.templates.flags import with_flag
@@ -37,6 +37,7 @@ def evaluate_model(
     directory: Path,
     *,
     recipe: Recipe,
+    spec: ModelSpec,
     run: RunDir,
     family: Family,
     kind: Kind,
@@ -47,16 +48,38 @@ def evaluate_model(
     """Score the model at a directory.
 
     Args:
+        spec: the model at the root of the stage's chain: its type and attention.
         budgets: thinking budgets of the budget curve, in tokens; empty: no curve.
         label: what the progress bar calls it.
 
     Returns:
         The figures (`scores`, `budget_curve`), and samples to read as JSON lines.
     """
-    spec = recipe.evaluation
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, dtype=recipe.model.dtype, attention=recipe.model.attention)
-    generate = generator(model, tokenizer, family, spec)
+    model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
+    return score_policy(
+        generator(model, tokenizer, family, recipe.evaluation),
+        recipe.evaluation,
+        run,
+        family,
+        kind,
+        budgets,
+        label,
+        quiet,
+    )
+
+
+def score_policy(
+    generate: Generator,
+    spec: EvaluationSpec,
+    run: RunDir,
+    family: Family,
+    kind: Kind,
+    budgets: Sequence[int],
+    label: str,
+    quiet: bool,
+) -> tuple[dict[str, Any], str]:
+    """The figures and samples of `evaluate_model`, of whatever completes prompts."""
     queries = {name: reserved_rows(run, name) for name in spec.data}
     count = sum(map(len, queries.values()))
     headline = queries[spec.data[0]]

@@ -74,7 +74,7 @@ def recipe_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
         `stage`, `seed`, `template`, `options` (its own), `stages` (those of each stage it depends on), `models` and
         `data` (those that any of these uses).
     """
-    chain = _dependencies(recipe, name)
+    chain = dependencies_of(recipe, name)
     stages = {other: _options(recipe.stages[other]) for other in recipe.stages if other in chain}
     models = _models(recipe, chain)
     origins = {other: _origin_text(recipe, other) for other in stages}
@@ -90,7 +90,7 @@ def recipe_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
     fingerprint = {
         "stage": name,
         "seed": recipe.seed,
-        "template": recipe.template.model_dump(mode="json"),
+        "template": _plain(recipe.template),
         "options": {**stages[name], "starts_from": origins[name]},
         "stages": {other: {**stages[other], "starts_from": origins[other]} for other in stages if other != name},
         "models": {key: _model(spec) for key, spec in models.items()},
@@ -108,7 +108,8 @@ def _origin_text(recipe: Recipe, name: str) -> str:
 
 
 def _plain(spec: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
+    # Without what equals its default: a key that a later version adds does not make a finished stage look changed.
+    plain: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return plain
 
 
@@ -118,7 +119,7 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "config" or spec.path is None}
 
 
-def _dependencies(recipe: Recipe, name: str) -> set[str]:
+def dependencies_of(recipe: Recipe, name: str) -> set[str]:
     """The stage and every stage its result comes from."""
     found: set[str] = set()
     waiting = [name]
@@ -157,7 +158,7 @@ def _models(recipe: Recipe, chain: set[str]) -> dict[str, ModelSpec]:
 
 def _options(stage: Stage) -> dict[str, Any]:
     """A stage's own options that decide its result. Where it starts is told apart, by what it comes to."""
-    options = _plain(stage)
+    options = {"train": {}, **_plain(stage), "kind": stage.kind}
     for key in ("require", "evaluate_every", "start_from", "model"):
         options.pop(key, None)
     options["train"] = {key: value for key, value in options["train"].items() if not key.startswith(LOOKS)}

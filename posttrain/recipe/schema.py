@@ -122,7 +122,7 @@ class ThinkFollow(Spec):
 
 
 class EvaluationSpec(Spec):
-    """What every checkpoint is scored on: the rows reserved from `data`, in every mode its kind has."""
+    """What every checkpoint is scored on: the rows reserved from `data`, in every mode of the template's family."""
 
     data: list[str] = Field(min_length=1, description="names under `data:` with `reserve`")
     samples: int = Field(default=1, ge=1, description="completions a query; pass@k is reported up to this k")

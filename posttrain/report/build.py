@@ -48,7 +48,9 @@ def stage_table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, title in _figures_of(content, mode):
             cells = [_cell(stage, mode, name) for stage in content["stages"]]
             if any(cell is not None for cell in cells):
-                rows.append({"title": title, "mode": TITLES[mode], "cells": cells, "lower_is_better": name == "truncated"})
+                rows.append(
+                    {"title": title, "mode": TITLES[mode], "cells": cells, "lower_is_better": name == "truncated"}
+                )
     cells = [_cell(stage, "think_follow", None) for stage in content["stages"]]
     if any(cell is not None for cell in cells):
         rows.insert(0, {"title": "ThinkFollow", "mode": "both", "cells": cells, "lower_is_better": False})

@@ -66,7 +66,10 @@ def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]
         "scores": scores,
         "intervals": intervals,
         "by_difficulty": {
-            mode: {level: score["value"] for level, score in evaluation["scores"].get(mode, {}).get("by_difficulty", {}).items()}
+            mode: {
+                level: score["value"]
+                for level, score in evaluation["scores"].get(mode, {}).get("by_difficulty", {}).items()
+            }
             for mode in MODES
         },
         "budget_curve": evaluation["budget_curve"],
@@ -123,7 +126,10 @@ def _distillation_vs_rl(run: RunDir, stages: Sequence[Mapping[str, Any]]) -> dic
             if distilled["kind"] == "on_policy_distillation" and rl["kind"] == "grpo" and same:
                 start = next((stage for stage in stages if stage["name"] == distilled["parent"]), None)
                 return {
-                    "start": {"stage": distilled["parent"], "scores": start["scores"].get("thinking", {}) if start else {}},
+                    "start": {
+                        "stage": distilled["parent"],
+                        "scores": start["scores"].get("thinking", {}) if start else {},
+                    },
                     "on_policy": [_point(row) for row in distilled["curve"]],
                     "rl": [_point(row) for row in rl["curve"]],
                     "stages": {"on_policy": distilled["name"], "rl": rl["name"]},
@@ -153,6 +159,8 @@ def reached(distilled: Sequence[Mapping[str, Any]], rl: Sequence[Mapping[str, An
     if not rl or not distilled:
         return None
     goal = rl[-1]["accuracy"]
+    if goal <= rl[0]["accuracy"]:
+        return None  # RL gained nothing that could be reached
     for row in distilled:
         if row["accuracy"] >= goal and row["step"] > 0:
             return {

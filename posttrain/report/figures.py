@@ -43,7 +43,9 @@ def _svg(figure: Any) -> str:
 
 def _band(axes: Any, xs: Sequence[float], rows: Sequence[Mapping[str, Any]], colour: str, label: str) -> None:
     axes.plot(xs, [row["accuracy"] for row in rows], color=colour, marker="o", markersize=4, label=label)
-    axes.fill_between(xs, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        xs, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.15, linewidth=0
+    )
 
 
 def budget_curve(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -86,7 +88,13 @@ def accuracy_by_difficulty(stage: Mapping[str, Any]) -> str | None:
         return None
     figure, axes = _axes(f"{stage['name']}: accuracy by difficulty", "difficulty", "accuracy")
     for colour, (mode, levels) in zip(COLOURS, modes.items(), strict=False):
-        axes.plot([int(level) for level in levels], list(levels.values()), color=colour, marker="o", label=mode.replace("_", "-"))
+        axes.plot(
+            [int(level) for level in levels],
+            list(levels.values()),
+            color=colour,
+            marker="o",
+            label=mode.replace("_", "-"),
+        )
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False)
     return _svg(figure)

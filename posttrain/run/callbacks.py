@@ -92,16 +92,16 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             point = self.probe(model) if self.main else {}
         self._began += time.monotonic() - paused
         if self.main:
-            append_line(self.context.dir.curve, {"step": step, "train_seconds": at, "flops": self._flops(), **point})
+            append_line(self.context.dir.curve, {"step": step, "train_seconds": at, "flops": self.flops(), **point})
 
-    def _flops(self) -> float:
+    def flops(self) -> float:
         """Floating-point operations so far: 6 N a trained token, 2 N a sampled one (Kaplan et al. 2020)."""
         counted = getattr(self.trainer, "flops", None)
         return float(counted() if callable(counted) else self.trainer.state.total_flos)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.main and logs:
-            row = {"step": state.global_step, "train_seconds": self.now(), "flops": self._flops(), **logs}
+            row = {"step": state.global_step, "train_seconds": self.now(), "flops": self.flops(), **logs}
             append_line(self.context.dir.metrics, row)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

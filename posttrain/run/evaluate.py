@@ -11,6 +11,7 @@ from posttrain.model.artifacts import RunDir, read_json, write_json, write_text
 from posttrain.model.policy import family_of
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
+from posttrain.run.context import root_spec
 from posttrain.run.prepare import prepare
 from posttrain.run.quiet import hush_libraries
 
@@ -42,6 +43,7 @@ def evaluate_and_print(
     result, samples = evaluate_model(
         directory,
         recipe=recipe,
+        spec=root_spec(recipe, model) if stage else recipe.model,
         run=run,
         family=family_of(recipe.template),
         kind=kind,

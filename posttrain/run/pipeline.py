@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.errors import GateMissed, PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, faults_of, is_complete, read_json, seal, write_json, write_text
-from posttrain.recipe.fingerprint import dump_resolved, fingerprint_difference, recipe_fingerprint
+from posttrain.recipe.fingerprint import dependencies_of, dump_resolved, fingerprint_difference, recipe_fingerprint
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
 from posttrain.recipe.schema import Recipe
@@ -114,7 +114,7 @@ def run_stage(context: StageContext) -> None:
             engine.train(context, root_spec(context.recipe, context.name))
         if not context.dir.evaluation.exists():
             _evaluate(context)
-        _finish(context, began)
+        _finish(context)
     _gate(context)
 
 
@@ -126,6 +126,7 @@ def _evaluate(context: StageContext) -> None:
     result, samples = evaluate_model(
         context.dir.model,
         recipe=recipe,
+        spec=root_spec(recipe, context.name),
         run=context.run,
         family=context.family,
         kind=kinds_of(recipe)[context.name][1],
@@ -157,7 +158,7 @@ def budget_stages(recipe: Recipe) -> list[str]:
     return hybrid[-1:]
 
 
-def _finish(context: StageContext, began: float) -> None:
+def _finish(context: StageContext) -> None:
     """Record the stage as finished. Written last: a stage with a record is done."""
     stage = context.recipe.stages[context.name]
     training = read_json(context.dir.path / "training.json") or {}
@@ -185,7 +186,7 @@ def _parent(context: StageContext) -> str:
     from posttrain.recipe.references import start_of
 
     origin = start_of(context.recipe, context.name)
-    return origin[1] if origin[0] == "stage" else "base"
+    return origin[1] if origin[0] == "stage" else "base" if origin[0] == "base" else f"model of {context.name}"
 
 
 def _gate(context: StageContext) -> None:
@@ -215,13 +216,18 @@ def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
         for name in names[names.index(restart_from) :]:
             pipeline.run.stage(name).clear()
     problems = []
+    changed: set[str] = set()
     for name in names:
         stage = pipeline.run.stage(name)
         started = read_json(stage.started)
         if started is None:
             continue
         state = "finished" if stage.record.exists() else "half done"
-        for line in fingerprint_difference(started, recipe_fingerprint(pipeline.recipe, name)):
+        differences = fingerprint_difference(started, recipe_fingerprint(pipeline.recipe, name))
+        if differences and changed & dependencies_of(pipeline.recipe, name):
+            continue  # told where it began
+        changed |= {name} if differences else set()
+        for line in differences:
             problems.append(
                 Problem(
                     f"stage {name} is {state}, and the recipe has changed under it: {line}",

@@ -18,6 +18,7 @@ from posttrain.run.context import root_spec
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_BATCH = 8  # transformers' per_device_train_batch_size
 DEFAULT_EPOCHS = 3.0
+DEFAULT_LENGTH = 1024  # TRL's max_length
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class StagePlan:
 
 
 def parameter_count(spec: ModelSpec) -> int | None:
-    """Parameters of a model, counted on its shape alone; None for a hub's model whose shape the recipe does not give."""
+    """Parameters of a model, counted on its shape; None for a hub's model whose shape the recipe does not give."""
     import torch
     import transformers
 
@@ -59,7 +60,7 @@ def parameter_count(spec: ModelSpec) -> int | None:
         return None
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return int(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _sized(spec: ModelSpec) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def stage_plan(recipe: Recipe, name: str, counts: Mapping[str, int | None]) -> S
         epochs = float(train.get("num_train_epochs", DEFAULT_EPOCHS))
         groups = int(train.get("num_generations", 8)) if "num_generations" in option_names(stage.trainer_config) else 1
         steps = math.ceil(rows * groups / batch * epochs) if rows else 0
-    length = train.get("max_length") or train.get("max_completion_length")
+    length = train.get("max_length") or train.get("max_completion_length") or DEFAULT_LENGTH
     samples = steps * batch or None
     parameters = counts[name]
     spec = root_spec(recipe, name)
@@ -115,14 +116,16 @@ def _lora_parameters(spec: ModelSpec, parameters: int) -> int:
     return min(parameters, int(parameters * 1.5 * rank / hidden))
 
 
-def _memory(recipe: Recipe, name: str, parameters: int, trained: int, counts: Mapping[str, int | None]) -> int:
+def _memory(recipe: Recipe, name: str, parameters: int, trained: int, counts: Mapping[str, int | None]) -> int | None:
     spec = root_spec(recipe, name)
     width = BYTES[spec.dtype]
     # Weights, gradients, and AdamW's two moments in the weights' type.
     total = parameters * width + trained * width * 3
     teacher = recipe.stages[name].teacher
-    if teacher is not None and recipe.stages[name].kind.startswith("on_policy"):
-        total += (counts.get(teacher) or 0) * width
+    if teacher is not None:
+        if counts.get(teacher) is None:
+            return None  # a teacher from outside, of a size that the recipe does not tell
+        total += (counts[teacher] or 0) * width
     if float(recipe.stages[name].train.get("beta", 0.0)) > 0 and recipe.stages[name].kind == "grpo":
         total += parameters * width
     return total
@@ -196,10 +199,9 @@ def print_plan(loaded: LoadedRecipe) -> None:
         parameters = short(plan.parameters)
         if plan.trained != plan.parameters:
             parameters += f" ({short(plan.trained)} trained)"
-        table.add_row(
-            plan.name, plan.kind, plan.start, plan.model_kind, short(plan.steps), short(plan.samples), short(plan.tokens),
-            parameters, short(plan.memory, "B"), short(plan.disk, "B"),
-        )  # fmt: skip
+        estimates = (plan.steps, plan.samples, plan.tokens)
+        sizes = (short(plan.memory, "B"), short(plan.disk, "B"))
+        table.add_row(plan.name, plan.kind, plan.start, plan.model_kind, *map(short, estimates), parameters, *sizes)
     console.print(table)
     engine = recipe.engine
     if engine.launcher == "none":
@@ -207,7 +209,8 @@ def print_plan(loaded: LoadedRecipe) -> None:
     else:
         where = f"accelerate launch, {engine.processes} processes on {engine.machines} machine(s), {engine.strategy}"
     console.print(f"engine: {where}")
-    peak = max((plan.memory or 0 for plan in plans), default=0)
+    known = [plan.memory for plan in plans if plan.memory is not None]
+    peak = max(known) if len(known) == len(plans) else None
     disk = sum(plan.disk or 0 for plan in plans)
     console.print(
         f"peak memory about {short(peak, 'B')} over all processes (weights, gradients, optimizer, teacher; activations "

@@ -18,7 +18,8 @@ def hush_libraries() -> None:
     # TRL names the vLLM versions it was tested with whenever any vLLM is installed, used or not.
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|torch")
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for library in ("accelerate", "vllm", "DeepSpeed"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
