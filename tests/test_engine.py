@@ -36,6 +36,9 @@ from .conftest import CHAIN, posttrain
 RECIPE = CHAIN.with_name("engine.yaml")
 ROOT = CHAIN.parents[2]
 
+# Several processes on a shared machine; and the first use of DeepSpeed builds it (a minute of CPU, once).
+launched = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -99,12 +102,14 @@ def assert_same_training(ours: Path, theirs: Path, *, tolerance: float = 2e-3) -
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
+@launched
 def test_zero2_trains_as_one_process(one_process: Path, tmp_path: Path) -> None:
     context = prepared(one_process, tmp_path / "run", "sft", engine_of("zero2"))
     launch(context)
     assert_same_training(context.run.path, one_process)
 
 
+@launched
 def test_ranks_draw_different_rollouts(one_process: Path, tmp_path: Path) -> None:
     context = prepared(one_process, tmp_path / "run", "grpo", engine_of("ddp"))
     launch(context)
@@ -124,6 +129,7 @@ def test_ranks_draw_different_rollouts(one_process: Path, tmp_path: Path) -> Non
     assert [json.loads(line)["step"] for line in curves[0]] == [json.loads(line)["step"] for line in curves[1]]
 
 
+@launched
 def test_zero3_distils_on_policy(one_process: Path, tmp_path: Path) -> None:
     context = prepared(one_process, tmp_path / "run", "student", engine_of("zero3"))
     launch(context)
@@ -136,6 +142,7 @@ def test_zero3_distils_on_policy(one_process: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in context.dir.curve.read_text().splitlines()] == [0, 2, 3]
 
 
+@launched
 def test_killed_while_sharded_leaves_nothing_behind_and_goes_on(one_process: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     context = prepared(one_process, directory, "sft", engine_of("fsdp2"))
@@ -167,6 +174,7 @@ def gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
+@launched
 def test_another_number_of_processes_is_refused_in_words(one_process: Path, tmp_path: Path) -> None:
     context = prepared(one_process, tmp_path / "run", "sft", engine_of("ddp"))
     alone = context.recipe.engine.model_copy(update={"processes": 1})  # what comes up; recipe.yaml still says 2
