@@ -206,3 +206,22 @@ def test_another_tokenizer_is_refused_before_data_are_built(root: Path, tmp_path
 
     with pytest.raises(PosttrainError, match="tokenizers of student and teacher"):
         stage.build_data(dataclasses.replace(where, teacher=tmp_path / "other"))
+
+
+def test_a_student_with_an_adapter_learns_within_it(root: Path) -> None:
+    from peft import LoraConfig
+
+    train = {"max_steps": 2, "per_device_train_batch_size": 4, "max_completion_length": 8, "learning_rate": 1e-2}
+    stage = on_policy(train={**train, "save_strategy": "no", "report_to": "none"})
+    where = context(root, stage)
+    if not (where.dir.data / "train").exists():
+        where.dir.data.mkdir(parents=True, exist_ok=True)
+        stage.build_data(where)
+    model, tokenizer = load_model(where.start), load_tokenizer(where.start)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = stage.make_trainer(where, model, tokenizer, adapter)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("lora" in name for name in changed)
+    assert "get_output_embeddings" not in vars(trainer.model)

@@ -215,6 +215,7 @@ def test_without_what_is_kept_it_would_end_otherwise(
         assert_same(resumed, expected)
 
 
+@pytest.mark.timeout(900)  # a second process imports everything anew
 def test_kill_9_in_mid_buffer_of_another_process(root: Path) -> None:
     context = prepared(root / "killed", "buffer")
     expected = weights(train(context))

@@ -176,6 +176,25 @@ def test_the_reference_is_the_policy_that_the_stage_starts_from(root: Path) -> N
     assert trainer.state.log_history[2]["kl"] > 0
 
 
+def test_an_adapter_is_sampled_and_trained_alone(root: Path) -> None:
+    import torch
+    from peft import LoraConfig
+
+    where = prepared(root, "lora", rewards={f"{__name__}:letters": 1})
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    model = load_model(where.start)
+    trainer = where.recipe.stages["lora"].make_trainer(where, model, load_tokenizer(where.start), adapter)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    # The rollouts are the adapted policy's: the weights below it alone sample others.
+    adapted = trainer._generate_and_score_completions(list(trainer.train_dataset)[:8])["completion_ids"]
+    with trainer.model.disable_adapter():
+        below = trainer._generate_and_score_completions(list(trainer.train_dataset)[:8])["completion_ids"]
+    assert adapted.shape != below.shape or not torch.equal(adapted, below)
+    trainer.train()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("lora" in name for name in changed)
+
+
 def test_it_learns(root: Path) -> None:
     options = {**TRAIN, "max_steps": 20, "per_device_train_batch_size": 32, "num_generations": 8}
     options |= {"learning_rate": 3e-2, "lr_scheduler_type": "constant"}
