@@ -58,7 +58,8 @@ def test_a_continued_adapter_goes_on_from_where_it_was(tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(boundary="continue", rate="1e-2"))
     done = posttrain("run", recipe, "--output", run)
     assert done.returncode == 0, done.stderr
-    first, second = (load_file(run / f"stages/{name}/adapter/adapter_model.safetensors") for name in ("first", "second"))
+    file = "adapter/adapter_model.safetensors"
+    first, second = (load_file(run / "stages" / name / file) for name in ("first", "second"))
     far = sum((second[name] - first[name]).norm() for name in first)
     size = sum(tensor.norm() for tensor in first.values())
     # Two steps move it a little; a fresh adapter (B = 0, A drawn anew) would be as far away as its own size.

@@ -15,6 +15,8 @@ def hush_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/dev/kfd"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns that it found no accelerator, used or not
     # TRL names the vLLM versions it was tested with whenever any vLLM is installed, used or not.
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|torch")
