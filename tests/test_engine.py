@@ -199,8 +199,8 @@ CHILD = """
 import subprocess, sys, time
 from posttrain.run.lifetime import die_with_parent
 die_with_parent()
-worker = "from posttrain.run.lifetime import die_with_parent; die_with_parent(); __import__('os').write(1, b'up' + bytes([10]));" \\
-    "import time; time.sleep(600)"
+worker = "from posttrain.run.lifetime import die_with_parent; die_with_parent();" \\
+    "import os, time; os.write(1, b'up' + bytes([10])); time.sleep(600)"
 workers = [subprocess.Popen([sys.executable, "-c", worker], start_new_session=True) for _ in range(2)]
 time.sleep(600)
 """
