@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -208,7 +209,11 @@ time.sleep(600)
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_its_run(how: signal.Signals) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and so would all that it starts.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     assert parent.stdout is not None
     assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
     children = psutil.Process(parent.pid).children(recursive=True)
