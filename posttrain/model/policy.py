@@ -7,20 +7,21 @@ template, generation configuration (the family's sampling for its default mode; 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.artifacts import write_json, write_text
+from posttrain.model.artifacts import read_json, write_json, write_text
 from posttrain.templates.families import Family, get_family
 from posttrain.templates.render import template_text
 
 if TYPE_CHECKING:
-    from posttrain.recipe.schema import ModelSpec, TemplateSpec, TrainedTokenizer
+    from posttrain.recipe.schema import Adapter, ModelSpec, TemplateSpec, TrainedTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +179,17 @@ def _load_named(spec: ModelSpec) -> Any:
                 remedy="correct `model.config`, or leave it out: the model brings its own",
             )
         )
-    if spec.gguf_file and hasattr(model.config, "quantization_config"):
-        # The weights are plain tensors by now; the leftover entry would make every reader look for quantised ones.
-        del model.config.quantization_config
-    return model
+    return dequantised(model) if spec.gguf_file else model
+
+
+def dequantised(model: Any) -> Any:
+    """A model that was read from a GGUF file, as one that can be saved: it holds plain tensors, and says so."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config).to(model.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def _first_line(error: BaseException) -> str:
@@ -201,6 +209,42 @@ def _add_think_tokens(model: Any, tokenizer: Any, family: Family) -> list[str]:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=32)
         log.info("embeddings resized to %d entries", model.get_input_embeddings().num_embeddings)
     return missing
+
+
+def added_tokens(directory: Path | str) -> list[str]:
+    """The tokens that the model at the root of a policy's chain lacked and was given, as its directory says."""
+    record = read_json(Path(directory) / "posttrain.json") or {}
+    return list(record.get("added_tokens", []))
+
+
+def adapter_config(adapter: Adapter, model: Any, tokenizer: Any, added: Sequence[str]) -> Any:
+    """The adapter as PEFT's configuration. Tokens that the model was given are trained whole, row by row.
+
+    Low-rank matrices beside the layers leave the embeddings frozen: a new marker's row would keep its random start,
+    and the model could not tell it from its neighbour. Where the recipe trains embeddings itself, it is left to it.
+
+    Args:
+        added: the tokens (`added_tokens`); empty for a model that had all of them.
+    """
+    from peft import LoraConfig
+
+    options = {"task_type": "CAUSAL_LM", **adapter.lora}
+    names = {name: module for name, module in model.named_modules() if isinstance(name, str)}
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [name.rpartition(".")[2] for name, module in names.items() if module is inputs]
+    if not model.config.tie_word_embeddings:
+        layers += [name.rpartition(".")[2] for name, module in names.items() if module is outputs]
+    given = options.get("trainable_token_indices") is not None
+    saved = set(options.get("modules_to_save") or []) | _listed(options.get("target_modules"))
+    if added and not given and not saved & set(layers):
+        ids = tokenizer.convert_tokens_to_ids(list(added))
+        options["trainable_token_indices"] = {layer: ids for layer in layers}
+        log.info("trained with the adapter, whole: %s", " ".join(added))
+    return LoraConfig(**options)
+
+
+def _listed(modules: Any) -> set[str]:
+    return {modules} if isinstance(modules, str) else set(modules or [])
 
 
 def save_policy(model: Any, tokenizer: Any, family: Family, directory: Path, *, card: dict[str, Any]) -> None:

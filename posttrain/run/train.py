@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, RunDir, faults_of, is_complete, read_json, seal, write_json
-from posttrain.model.policy import dress_policy, load_model, load_tokenizer
+from posttrain.model.policy import adapter_config, added_tokens, dress_policy, load_model, load_tokenizer
 from posttrain.run.launch import refuse
 from posttrain.run.lifetime import die_with_parent
 
 if TYPE_CHECKING:
-    from posttrain.recipe.schema import Adapter, EngineSpec, ModelSpec
+    from posttrain.recipe.schema import EngineSpec, ModelSpec
     from posttrain.recipe.stage import StageContext
 
 log = logging.getLogger("posttrain")
@@ -45,7 +45,7 @@ class Start:
     base: Path  # the weights below the adapter
 
 
-def load_start(context: StageContext, spec: ModelSpec) -> Start:
+def load_start(context: StageContext, spec: ModelSpec, tokenizer: Any) -> Start:
     """The model a stage starts from, with the adapter of the stage before it taken up where the recipe says so."""
     adapter_dir = context.start.parent / "adapter"
     if spec.adapter is not None and spec.adapter.at_boundary == "continue" and is_complete(adapter_dir):
@@ -57,15 +57,9 @@ def load_start(context: StageContext, spec: ModelSpec) -> Start:
         )
         return Start(model, None, base)
     model = load_model(context.start, dtype=spec.dtype, attention=spec.attention)
-    return Start(model, _lora(spec.adapter), context.start)
-
-
-def _lora(adapter: Adapter | None) -> Any | None:
-    if adapter is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(**{"task_type": "CAUSAL_LM", **adapter.lora})
+    if spec.adapter is None:
+        return Start(model, None, context.start)
+    return Start(model, adapter_config(spec.adapter, model, tokenizer, added_tokens(context.start)), context.start)
 
 
 def train_stage(context: StageContext, spec: ModelSpec) -> None:
@@ -84,7 +78,7 @@ def train_stage(context: StageContext, spec: ModelSpec) -> None:
     if context.recipe.engine.threads:
         torch.set_num_threads(context.recipe.engine.threads)
     tokenizer = load_tokenizer(context.start)
-    start = load_start(context, spec)
+    start = load_start(context, spec, tokenizer)
     trainer = stage.make_trainer(context, start.model, tokenizer, start.peft_config)
     _check_engine(trainer, context.recipe.engine)
     for callback in (PrinterCallback, ProgressCallback):
@@ -152,13 +146,14 @@ def _write_model(trainer: Any, context: StageContext, spec: ModelSpec, start: St
     if not main:
         return
     if (partial / "adapter_config.json").exists():
-        _merge_adapter(partial, context, spec, start)
+        _merge_adapter(partial, context, spec, start, tokenizer)
     (partial / "training_args.bin").unlink(missing_ok=True)
     card = {
         "recipe": context.recipe.name,
         "stage": context.name,
         "started_from": str(context.start),
         "seed": context.seed,
+        "added_tokens": added_tokens(context.start),
     }
     dress_policy(partial, tokenizer, context.family, card=card)
     seal(partial, stage=context.name)
@@ -166,7 +161,7 @@ def _write_model(trainer: Any, context: StageContext, spec: ModelSpec, start: St
     partial.rename(target)
 
 
-def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start: Start) -> None:
+def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start: Start, tokenizer: Any) -> None:
     """Put the adapter into the weights, check that the two are equal, and keep the adapter where it is continued."""
     import torch
     from peft import PeftModel
@@ -174,7 +169,8 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
     adapted = PeftModel.from_pretrained(
         load_model(start.base, dtype=spec.dtype, attention=spec.attention), str(partial)
     ).eval()
-    probe = torch.arange(1, 33).unsqueeze(0)
+    added = tokenizer.convert_tokens_to_ids(added_tokens(context.start))
+    probe = torch.tensor([[*range(1, 33), *added]])
     with torch.no_grad():
         before = adapted(probe).logits
         merged = adapted.merge_and_unload()

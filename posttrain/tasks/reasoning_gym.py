@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.tasks import isolated
 from posttrain.tasks.answers import boxes
 from posttrain.tasks.task import Query, derive_seed, make_query, text_key
+from posttrain.tasks.worked import WORKED, worked_solution
 
 log = logging.getLogger("posttrain")
 
@@ -64,6 +66,8 @@ class ReasoningGym:
             difficulty is 0.
         instruction: a sentence put under the question; default: to box the answer. "" for none.
         partial: pay the library's partial scores. Default false: 1 for a full score, else 0.
+        worked: write a worked solution into `reasoning`, for tasks that have one (`tasks/worked.py`). Default false.
+        hasty: the share of worked solutions that restate the problem and jump to the result. Default 0.
 
     The library's scorer is given the last boxed answer, or where there is none the whole content. Items whose own
     answer does not score 1 are left out and counted.
@@ -91,12 +95,16 @@ class ReasoningGym:
         level: int | list[int] | None = None,
         instruction: str = INSTRUCTION,
         partial: bool = False,
+        worked: bool = False,
+        hasty: float = 0.0,
         **config: Any,
     ) -> Iterator[Query]:
         levels = self._levels(level)
+        self._check_worked(worked, hasty)
         if (wrong := _call("problem", self.member, config, levels[0], deadline=ITEM_DEADLINE)) is not None:
             raise PosttrainError(Problem(wrong, f"{self.name}: options"))
-        return self._rows(size, seed, levels, instruction, {"config": config, "partial": bool(partial)})
+        how = {"config": config, "partial": bool(partial)}
+        return self._rows(size, seed, levels, instruction, how, hasty if worked else None)
 
     def score(self, content: str, query: Mapping[str, Any]) -> float:
         answer = _answer(content or "")
@@ -129,10 +137,27 @@ class ReasoningGym:
             raise PosttrainError(Problem(what, f"{self.name}: options"))
         return list(range(lowest, highest + 1))
 
+    def _check_worked(self, worked: bool, hasty: float) -> None:
+        if worked and self.member not in WORKED:
+            what, those = f"{self.name} has no worked solutions", ", ".join(sorted(WORKED))
+            raise PosttrainError(Problem(what, f"{self.name}: options", remedy=f"these tasks have: {those}"))
+        if isinstance(hasty, bool) or not isinstance(hasty, int | float) or not 0 <= hasty <= 1:
+            raise PosttrainError(Problem(f"hasty is a share from 0 to 1, not {hasty!r}", f"{self.name}: options"))
+        if hasty and not worked:
+            raise PosttrainError(Problem("hasty without `worked: true`", f"{self.name}: options"))
+
     def _rows(
-        self, size: int, seed: int, levels: list[int | None], instruction: str, how: dict[str, Any]
+        self,
+        size: int,
+        seed: int,
+        levels: list[int | None],
+        instruction: str,
+        how: dict[str, Any],
+        hasty: float | None,
     ) -> Iterator[Query]:
+        """The rows; `hasty` is None where no worked solutions are asked for."""
         base = derive_seed(self.name, seed)
+        rng = random.Random(base)
         made = failed = 0
         for item in isolated.stream(
             _WORKER + "items", self.member, how["config"], levels, size, base, deadline=ITEM_DEADLINE
@@ -142,6 +167,7 @@ class ReasoningGym:
                 if failed == 1:
                     log.warning("%s: an item is left out: %s", self.name, item["failed"])
                 continue
+            facts = json.loads(item["entry"])["metadata"] if hasty is not None else {}
             yield make_query(
                 id=f"{self.name}-{seed}-{made}",
                 prompt=f"{item['question']}\n\n{instruction}" if instruction else item["question"],
@@ -150,6 +176,7 @@ class ReasoningGym:
                 domain=item["category"],
                 difficulty=item["difficulty"],
                 key=text_key(item["question"]),
+                reasoning="" if hasty is None else worked_solution(self.member, facts, hasty=rng.random() < hasty),
                 response=f"\\boxed{{{item['answer']}}}",
                 entry=json.dumps({**how, "item": item["entry"]}),
             )
