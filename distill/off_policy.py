@@ -32,7 +32,7 @@ class OffPolicyDistillationStage(Stage):
     owned_options: ClassVar[Mapping[str, str]] = SftStage.owned_options
 
     kind: Literal["off_policy_distillation"] = "off_policy_distillation"
-    queries: QuerySources
+    queries: QuerySources = Field(description="which queries the teacher answers")
     modes: dict[Mode, float] = Field(
         default={"thinking": 0.5, "non_thinking": 0.5}, description="share of samples in each mode"
     )
@@ -51,8 +51,8 @@ class OffPolicyDistillationStage(Stage):
     batch_size: int = Field(default=64, gt=0, description="answers generated at once")
     sampling: dict[Mode, SamplingSpec] = Field(default_factory=dict, description="default: the family's for the mode")
     overlong: Literal["drop", "truncate"] = Field(default="drop", description="samples longer than train.max_length")
-    supervise_empty_think: bool = True
-    packing: bool = False
+    supervise_empty_think: bool = Field(default=True, description="the loss is on empty think blocks too")
+    packing: bool = Field(default=False, description="several whole samples a row of `train.max_length` tokens")
 
     @model_validator(mode="after")
     def _fits(self) -> OffPolicyDistillationStage:

@@ -50,7 +50,7 @@ class OnPolicyDistillationStage(RolloutStage):
     trainer_config: ClassVar[str] = "trl:DistillationConfig"
 
     kind: Literal["on_policy_distillation"] = "on_policy_distillation"
-    health: Health = Field(default_factory=Health)
+    health: Health = Field(default_factory=Health, description="when a sick run is stopped")
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         family = FAMILIES.get(recipe.template.family)

@@ -4,16 +4,14 @@
     python docs/make_reference.py --check   exit with 1 where the committed file is another
 
 tests/test_docs.py holds the two equal, so the reference cannot fall behind the schema. Meanings are the schema's own
-descriptions; NOTES has those that the schema leaves to the key's name, and may not repeat one.
+descriptions; a key without one is an error.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -33,81 +31,6 @@ from posttrain.templates.families import FAMILIES
 TARGET = Path(__file__).with_name("recipe.md")
 
 SECTIONS = ("model", "template", "data", "evaluation", "engine")
-
-NOTES = {
-    "Recipe.name": "the run's name; its directory is `runs/NAME` unless `--output` says otherwise",
-    "Recipe.seed": "every seed of the run is drawn from it",
-    "Recipe.model": "the model that the first stage starts from",
-    "Recipe.template": "the chat dialect",
-    "Recipe.data": "the data sets, by names of your own",
-    "Recipe.evaluation": "what every checkpoint is scored on",
-    "Recipe.engine": "where trainers run",
-    "Recipe.stages": "the stages, by names of your own, run in the order written",
-    "ModelSpec.path": "a hub id or a directory; what looks local never goes to a hub",
-    "ModelSpec.revision": "branch, tag or commit of a hub's model",
-    "ModelSpec.gguf_file": "the GGUF file below `path` that holds the weights",
-    "ModelSpec.dtype": "the type of the weights",
-    "ModelSpec.adapter": "train a LoRA adapter, in every stage that goes back to this model",
-    "TemplateSpec.family": "the template family, see [Template families](#template-families)",
-    "DataSpec.split": "the split of a `dataset`",
-    "DataSpec.seed": "the task's seed",
-    "DataSpec.format": "what the rows are; `auto` tells by the columns, see [Data formats](#data-formats)",
-    "DataSpec.limit": "rows read at most, after the filter",
-    "DataSpec.on_bad_rows": "`refuse`: every bad row is named and nothing is begun; `skip`: counted, logged, left out",
-    "SamplingSpec.temperature": "0: the most probable token",
-    "SamplingSpec.top_p": "nucleus sampling; 1: off",
-    "SamplingSpec.presence_penalty": "taken from the score of every token that occurred already",
-    "ThinkFollow.dialogues": "dialogues held; 0: none",
-    "ThinkFollow.turns": "turns of a dialogue",
-    "EvaluationSpec.max_new_tokens": "the model's own tokens in a completion; one that needs more counts as wrong",
-    "EvaluationSpec.batch_size": "completions generated at once",
-    "EvaluationSpec.think_follow": "mode following over several turns",
-    "EvaluationSpec.seed": "of all sampling in the evaluation",
-    "EngineSpec.launcher": "`none`: this process; `accelerate`: `accelerate launch`",
-    "EngineSpec.machines": "machines; each runs the same command on a shared run directory",
-    "EngineSpec.main_port": "rank 0's port",
-    "EngineSpec.strategy": "`ddp`: whole copies; `zero2`, `zero3`: DeepSpeed; `fsdp2`: PyTorch's FSDP2",
-    "EngineSpec.cpu": "train on the CPU even where there is an accelerator",
-    "Stage.kind": "the kind of the stage",
-    "Optimizer.name": "the one there is",
-    "Optimizer.momentum": "Muon's",
-    "Optimizer.weight_decay": "Muon's",
-    "SftStage.samples": "where samples come from, one entry or several",
-    "SftStage.filters": "what is left out of the samples",
-    "SampleSource.rejection_sampling": "answers sampled from a model, in place of `data`",
-    "Filters.queries": "filters of queries",
-    "Filters.responses": "filters of responses",
-    "QueryFilters.verifiable": "drop queries whose verifier refuses their reference or accepts rubbish",
-    "QueryFilters.single_question": "drop queries that ask several questions",
-    "QueryFilters.not_solved_without_thinking": "drop queries that a model answers without thinking",
-    "QueryFilters.balance_domains": "cap the large domains",
-    "NotSolvedWithoutThinking.max_new_tokens": "of such an answer",
-    "NotSolvedWithoutThinking.batch_size": "answers generated at once",
-    "ResponseFilters.wrong_answer": "the verifier scores the answer too low",
-    "ResponseFilters.repetition": "a substantial part was said before, or the end loops",
-    "ResponseFilters.guessing": "the thinking does not lead to the answer",
-    "ResponseFilters.disagreement": "thinking and answer differ",
-    "ResponseFilters.language_mixing": "languages are mixed, or the style shifts",
-    "ResponseFilters.too_similar": "too close to a reserved row",
-    "RejectionSampling.mode": "the mode that is asked for; answers in the other are dropped",
-    "RejectionSampling.max_new_tokens": "of an answer; longer ones are dropped",
-    "RejectionSampling.batch_size": "answers generated at once",
-    "Fusion.flags": "how samples say their mode",
-    "Fusion.multi_turn": "dialogues joined from single samples; `null`: none",
-    "RolloutStage.queries": "which queries are asked, in which order",
-    "RolloutStage.thinking_budgets": "a share of the thinking samples is stopped at a budget",
-    "QuerySelection.pass_rate": "measure how often the starting model is right, and keep what it can learn",
-    "QuerySelection.order": "`hardest_first` needs `pass_rate`",
-    "PassRate.batch_size": "completions generated at once",
-    "GrpoStage.health": "when a sick run is stopped",
-    "RewardSpec.weight": "the reward's weight",
-    "RewardSpec.options": "the reward's keyword-only parameters",
-    "OffPolicyDistillationStage.queries": "which queries the teacher answers",
-    "OffPolicyDistillationStage.supervise_empty_think": "the loss is on empty think blocks too",
-    "OffPolicyDistillationStage.packing": "several whole samples a row of `train.max_length` tokens",
-    "OnPolicyDistillationStage.health": "when a sick run is stopped",
-}
-"""Meanings of the keys whose fields have no description, by class and field."""
 
 INTRO = """\
 # Recipe reference
@@ -161,13 +84,12 @@ class Reference:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._known: set[type[BaseModel]] = set()
-        self._used: set[str] = set()
 
     def text(self) -> str:
         """The whole reference.
 
         Raises:
-            ValueError: a key has no meaning, or a note is for no key.
+            ValueError: a key has no meaning.
         """
         self._add(INTRO)
         self._known |= {Recipe}
@@ -176,8 +98,6 @@ class Reference:
             self._section(name)
         self._stages()
         self._lists()
-        if unused := set(NOTES) - self._used:
-            raise ValueError(f"notes for keys that describe themselves, or are gone: {', '.join(sorted(unused))}")
         return "\n".join(self.lines).rstrip() + "\n"
 
     def _add(self, *parts: str) -> None:
@@ -256,15 +176,9 @@ class Reference:
         return "\n".join(rows)
 
     def _meaning(self, cls: type[BaseModel], name: str, field: FieldInfo) -> str:
-        if field.description:
-            return _cell(field.description)
-        for owner in cls.__mro__:
-            if f"{owner.__name__}.{name}" in NOTES:
-                self._used.add(f"{owner.__name__}.{name}")
-                return _cell(NOTES[f"{owner.__name__}.{name}"])
-            if name in (said := _attribute_docs(owner)):
-                return _cell(said[name])
-        raise ValueError(f"{cls.__name__}.{name} has no meaning: give its field a description")
+        if not field.description:
+            raise ValueError(f"{cls.__name__}.{name} has no meaning: give its field a description")
+        return _cell(field.description)
 
 
 def _load(path: str) -> Any:
@@ -287,21 +201,6 @@ def _cell(text: str) -> str:
 def _options(function: Any) -> str:
     found = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return ", ".join(f"`{p.name}` ({p.default})" for p in found) or "none"
-
-
-def _attribute_docs(cls: type) -> dict[str, str]:
-    """The texts that stand below the attributes of a class."""
-    if cls.__module__.split(".")[0] != "posttrain":
-        return {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    for node, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
-            said = following.value
-            if isinstance(said, ast.Constant) and isinstance(said.value, str):
-                found[node.target.id] = said.value
-    return found
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.schema import Spec
 
@@ -14,10 +16,16 @@ log = logging.getLogger("posttrain")
 class Health(Spec):
     """When a sick run is stopped. Every alarm is logged as a warning and as a figure (`alarm/...`), stopped or not."""
 
-    stop_if_equal: int = 0
-    """Stop when so many generation batches in a row carry no difference in reward at all; 0: only warn."""
-    stop_if_truncated: int = 0
-    """Stop when so many generation batches in a row are truncated to the last completion; 0: only warn."""
+    stop_if_equal: int = Field(
+        default=0,
+        ge=0,
+        description="stop when so many generation batches in a row carry no difference in reward at all; 0: only warn",
+    )
+    stop_if_truncated: int = Field(
+        default=0,
+        ge=0,
+        description="stop when so many generation batches in a row are truncated to the last completion; 0: only warn",
+    )
 
 
 @dataclass

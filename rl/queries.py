@@ -33,7 +33,7 @@ class PassRate(Spec):
         default=None, description="mode that is measured; default: the one with the largest share"
     )
     max_new_tokens: int | None = Field(default=None, gt=0, description="default: train.max_completion_length")
-    batch_size: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=64, gt=0, description="completions generated at once")
     chunk: int = Field(default=64, gt=0, description="queries measured between two saves")
 
     @model_validator(mode="after")
@@ -81,8 +81,12 @@ class QuerySelection(QuerySources):
     only_queries_of: list[str] = Field(
         default_factory=list, description="earlier stages whose queries alone are used, by key"
     )
-    pass_rate: PassRate | None = None
-    order: Literal["hardest_first", "shuffled", "as_is"] = "shuffled"
+    pass_rate: PassRate | None = Field(
+        default=None, description="measure how often the starting model is right, and keep what it can learn"
+    )
+    order: Literal["hardest_first", "shuffled", "as_is"] = Field(
+        default="shuffled", description="`hardest_first` needs `pass_rate`"
+    )
     pool: int | None = Field(
         default=None, gt=0, description="queries looked at (their pass rate measured); default: all"
     )

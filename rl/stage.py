@@ -41,8 +41,8 @@ ON_POLICY_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_
 class RewardSpec(Spec):
     """A reward with its weight and its options."""
 
-    weight: float = 1.0
-    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(default=1.0, description="the reward's weight")
+    options: dict[str, Any] = Field(default_factory=dict, description="the reward's keyword-only parameters")
 
 
 class RolloutStage(Stage):
@@ -50,7 +50,7 @@ class RolloutStage(Stage):
 
     owned_options: ClassVar[Mapping[str, str]] = NO_EFFECT
 
-    queries: QuerySelection
+    queries: QuerySelection = Field(description="which queries are asked, in which order")
     modes: dict[Mode, float] | None = Field(
         default=None, description="share of samples in each mode; default: the family's default mode alone"
     )
@@ -59,7 +59,9 @@ class RolloutStage(Stage):
     )
     unflagged: Share = Field(default=0.5, description="share of thinking samples without a flag (flags: true)")
     flags_in_system: Share = Field(default=0.0, description="share of flags that stand in the system message")
-    thinking_budgets: ThinkingBudgets | None = None
+    thinking_budgets: ThinkingBudgets | None = Field(
+        default=None, description="a share of the thinking samples is stopped at a budget"
+    )
     rollout_batch_size: int | None = Field(
         default=None, gt=0, description="rollouts generated at once in one process; default: a whole generation batch"
     )
@@ -130,7 +132,7 @@ class GrpoStage(RolloutStage):
         default="product",
         description="product: mode_following and format, where listed, multiply the others; sum: weights alone",
     )
-    health: Health = Field(default_factory=Health)
+    health: Health = Field(default_factory=Health, description="when a sick run is stopped")
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         yield from super().faults(recipe, start_kind)

@@ -45,18 +45,20 @@ class Adapter(Spec):
 class ModelSpec(Spec):
     """A model: a hub id or a local directory (`path`), or an `architecture` built from its configuration."""
 
-    path: str | None = None
-    revision: str | None = None
-    gguf_file: str | None = None
+    path: str | None = Field(default=None, description="a hub id or a directory; what looks local never goes to a hub")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub's model")
+    gguf_file: str | None = Field(default=None, description="the GGUF file below `path` that holds the weights")
     architecture: str | None = Field(default=None, description="a transformers class, as Qwen3ForCausalLM")
     config: dict[str, Any] = Field(default_factory=dict, description="options of the architecture's own config class")
     tokenizer: str | TrainedTokenizer | None = Field(
         default=None, description="default: the one at `path`; for a stage's own architecture, the recipe's"
     )
     kind: Kind = Field(default="base", description="hybrid, thinking, instruct or base: gates what a stage may do")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="the type of the weights")
     attention: str = Field(default="sdpa", description="attn_implementation of transformers")
-    adapter: Adapter | None = None
+    adapter: Adapter | None = Field(
+        default=None, description="train a LoRA adapter, in every stage that goes back to this model"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
@@ -68,7 +70,7 @@ class ModelSpec(Spec):
 class TemplateSpec(Spec):
     """The chat dialect. Its markers, sampling and stop text come from the family unless said otherwise here."""
 
-    family: str = "qwen3"
+    family: str = Field(default="qwen3", description="the template family, see [Template families](#template-families)")
     stop_thinking: str | None = Field(default=None, description="the text forced when a thinking budget is spent")
 
 
@@ -77,19 +79,24 @@ class DataSpec(Spec):
 
     path: str | None = Field(default=None, description="JSONL or parquet file, directory or glob")
     dataset: str | None = Field(default=None, description="a name that `datasets.load_dataset` knows")
-    split: str = "train"
+    split: str = Field(default="train", description="the split of a `dataset`")
     task: str | None = Field(default=None, description="a registered task, as arithmetic or reasoning_gym:chain_sum")
     size: int | None = Field(default=None, gt=0, description="rows to make (tasks)")
-    seed: int = 0
+    seed: int = Field(default=0, description="the task's seed")
     options: dict[str, Any] = Field(default_factory=dict, description="the task's own options")
-    format: Literal["auto", "conversational", "prompt_completion", "queries"] = "auto"
+    format: Literal["auto", "conversational", "prompt_completion", "queries"] = Field(
+        default="auto", description="what the rows are; `auto` tells by the columns, see [Data formats](#data-formats)"
+    )
     map: dict[str, str] = Field(default_factory=dict, description="new column: existing column, or template string")
     filter: str | None = Field(
         default=None, description="an expression over the columns; rows where it is false are left out"
     )
-    limit: int | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, gt=0, description="rows read at most, after the filter")
     verifier: str | None = Field(default=None, description="the task that scores answers to these rows")
-    on_bad_rows: Literal["refuse", "skip"] = "refuse"
+    on_bad_rows: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="`refuse`: every bad row is named and nothing is begun; `skip`: counted, logged, left out",
+    )
     reserve: int = Field(default=0, ge=0, description="rows set aside for evaluation before any generation")
     decontaminate: Literal["key", "text", "lcs", "off"] = Field(
         default="lcs", description="how training rows too close to any reserved row are found (Qwen2.5: LCS)"
@@ -108,17 +115,19 @@ class DataSpec(Spec):
 class SamplingSpec(Spec):
     """How tokens are drawn. The report's values for each mode are the family's defaults (Qwen3 report, section 4)."""
 
-    temperature: float = Field(ge=0.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    temperature: float = Field(ge=0.0, description="0: the most probable token")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="nucleus sampling; 1: off")
     top_k: int = Field(default=0, ge=0, description="0: off")
-    presence_penalty: float = 0.0
+    presence_penalty: float = Field(
+        default=0.0, description="taken from the score of every token that occurred already"
+    )
 
 
 class ThinkFollow(Spec):
     """Dialogues of several turns with flags at random turns, scored on mode (Qwen3 report, Table 22)."""
 
-    dialogues: int = Field(default=64, ge=0)
-    turns: int = Field(default=3, ge=1)
+    dialogues: int = Field(default=64, ge=0, description="dialogues held; 0: none")
+    turns: int = Field(default=3, ge=1, description="turns of a dialogue")
 
 
 class EvaluationSpec(Spec):
@@ -126,32 +135,43 @@ class EvaluationSpec(Spec):
 
     data: list[str] = Field(min_length=1, description="names under `data:` with `reserve`")
     samples: int = Field(default=1, ge=1, description="completions a query; pass@k is reported up to this k")
-    max_new_tokens: int = Field(default=1024, gt=0)
-    batch_size: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(
+        default=1024, gt=0, description="the model's own tokens in a completion; one that needs more counts as wrong"
+    )
+    batch_size: int = Field(default=64, gt=0, description="completions generated at once")
     budgets: list[int] = Field(default_factory=list, description="thinking budgets of the budget curve, in tokens")
     budget_stages: list[str] = Field(
         default_factory=list, description="stages it is drawn for; default: the last hybrid flagship"
     )
-    think_follow: ThinkFollow = Field(default_factory=ThinkFollow)
+    think_follow: ThinkFollow = Field(default_factory=ThinkFollow, description="mode following over several turns")
     sampling: dict[Mode, SamplingSpec] = Field(default_factory=dict, description="default: the family's")
     curve_queries: int = Field(
         default=128, gt=0, description="reserved queries used by `evaluate_every` during training"
     )
-    seed: int = 1234
+    seed: int = Field(default=1234, description="of all sampling in the evaluation")
 
 
 class EngineSpec(Spec):
     """Where trainers run. The recipe stays; the engine changes."""
 
-    launcher: Literal["none", "accelerate"] = "none"
+    launcher: Literal["none", "accelerate"] = Field(
+        default="none", description="`none`: this process; `accelerate`: `accelerate launch`"
+    )
     processes: int = Field(default=1, ge=1, description="processes in all, over all machines")
-    machines: int = Field(default=1, ge=1)
+    machines: int = Field(default=1, ge=1, description="machines; each runs the same command on a shared run directory")
     machine_rank: int | None = Field(default=None, ge=0, description="default: $POSTTRAIN_MACHINE_RANK or 0")
     main_address: str | None = Field(default=None, description="rank 0's address; default: $POSTTRAIN_MAIN_ADDRESS")
-    main_port: int = 29500
-    strategy: Literal["ddp", "zero2", "zero3", "fsdp2"] = "ddp"
+    main_port: int = Field(
+        default=29500,
+        ge=1,
+        le=65535,
+        description="the port of machine 0 that the other machines connect to; on one machine any free port is taken",
+    )
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp2"] = Field(
+        default="ddp", description="`ddp`: whole copies; `zero2`, `zero3`: DeepSpeed; `fsdp2`: PyTorch's FSDP2"
+    )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed's own options over our defaults")
-    cpu: bool = False
+    cpu: bool = Field(default=False, description="train on the CPU even where there is an accelerator")
     threads: int | None = Field(default=None, ge=1, description="torch threads a process; default: torch's")
 
     @model_validator(mode="after")
@@ -169,11 +189,16 @@ Stage.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})  # stage.py names
 class Recipe(Spec):
     """A whole run. Stages run in the order written; each starts from the one before unless it says otherwise."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
-    model: ModelSpec
-    template: TemplateSpec = Field(default_factory=TemplateSpec)
-    data: dict[str, DataSpec] = Field(min_length=1)
-    evaluation: EvaluationSpec
-    engine: EngineSpec = Field(default_factory=EngineSpec)
-    stages: dict[str, SerializeAsAny[Stage]] = Field(min_length=1)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the run's name; its directory is `runs/NAME` unless `--output` says otherwise",
+    )
+    seed: int = Field(default=0, description="every seed of the run is drawn from it")
+    model: ModelSpec = Field(description="the model that the first stage starts from")
+    template: TemplateSpec = Field(default_factory=TemplateSpec, description="the chat dialect")
+    data: dict[str, DataSpec] = Field(min_length=1, description="the data sets, by names of your own")
+    evaluation: EvaluationSpec = Field(description="what every checkpoint is scored on")
+    engine: EngineSpec = Field(default_factory=EngineSpec, description="where trainers run")
+    stages: dict[str, SerializeAsAny[Stage]] = Field(
+        min_length=1, description="the stages, by names of your own, run in the order written"
+    )

@@ -35,10 +35,10 @@ class Optimizer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["muon"] = "muon"
+    name: Literal["muon"] = Field(default="muon", description="the one there is")
     learning_rate: float = Field(gt=0.0, description="Muon's, for the matrices; AdamW's is train.learning_rate")
-    momentum: float = 0.95
-    weight_decay: float = 0.01
+    momentum: float = Field(default=0.95, description="Muon's")
+    weight_decay: float = Field(default=0.01, description="Muon's")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Stage(BaseModel):
     owned_options: ClassVar[Mapping[str, str]] = {}
     """Options of that class which this kind of stage sets itself, each with the reason told to a user who gives it."""
 
-    kind: str
+    kind: str = Field(description="the kind of the stage")
     start_from: str | None = Field(default=None, description="an earlier stage, or `base`; default: the stage before")
     model: ModelSpec | None = Field(default=None, description="start from this model instead (a student, say)")
     teacher: str | None = Field(default=None, description="an earlier stage, a model directory or a hub id")

@@ -54,8 +54,10 @@ class MultiTurn(Spec):
 class Fusion(Spec):
     """`fusion:` of a stage."""
 
-    flags: Flags = Flags()
-    multi_turn: MultiTurn | None = MultiTurn()
+    flags: Flags = Field(default=Flags(), description="how samples say their mode")
+    multi_turn: MultiTurn | None = Field(
+        default=MultiTurn(), description="dialogues joined from single samples; `null`: none"
+    )
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class NotSolvedWithoutThinking(Spec):
     )
     samples: int = Field(default=1, ge=1, description="answers tried a query, without thinking")
     at_most: Share = Field(default=0.0, description="share of them that may be right for the query to stay")
-    max_new_tokens: int = Field(default=256, gt=0)
-    batch_size: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(default=256, gt=0, description="of such an answer")
+    batch_size: int = Field(default=64, gt=0, description="answers generated at once")
 
 
 class BalanceDomains(Spec):
@@ -46,10 +46,16 @@ def _switch(value: Any) -> Any:
 class QueryFilters(Spec):
     """`filters.queries` of a recipe, in the order in which they are applied. Off unless asked for."""
 
-    verifiable: bool = False
-    single_question: bool = False
-    not_solved_without_thinking: Annotated[NotSolvedWithoutThinking | None, BeforeValidator(_switch)] = None
-    balance_domains: Annotated[BalanceDomains | None, BeforeValidator(_switch)] = None
+    verifiable: bool = Field(
+        default=False, description="drop queries whose verifier refuses their reference or accepts rubbish"
+    )
+    single_question: bool = Field(default=False, description="drop queries that ask several questions")
+    not_solved_without_thinking: Annotated[NotSolvedWithoutThinking | None, BeforeValidator(_switch)] = Field(
+        default=None, description="drop queries that a model answers without thinking"
+    )
+    balance_domains: Annotated[BalanceDomains | None, BeforeValidator(_switch)] = Field(
+        default=None, description="cap the large domains"
+    )
 
 
 def question_of(query: Query) -> str:

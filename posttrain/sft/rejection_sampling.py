@@ -46,11 +46,11 @@ class RejectionSampling(Spec):
     )
     samples: int = Field(default=4, ge=1, description="candidates a query (the report does not disclose its N)")
     keep: int = Field(default=1, ge=1, description="candidates kept a query, of those that pass the filters")
-    mode: Mode = "thinking"
+    mode: Mode = Field(default="thinking", description="the mode that is asked for; answers in the other are dropped")
     thinking_budget: int | None = Field(default=None, ge=0, description="in tokens; default: no limit")
     limit: int | None = Field(default=None, gt=0, description="queries at most, drawn after the query filters")
-    max_new_tokens: int = Field(default=1024, gt=0)
-    batch_size: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(default=1024, gt=0, description="of an answer; longer ones are dropped")
+    batch_size: int = Field(default=64, gt=0, description="answers generated at once")
     sampling: SamplingSpec | None = Field(default=None, description="default: the family's for the mode")
     chunk: int = Field(default=CHUNK, gt=0, description="completions written at a time: what a kill can cost")
 

@@ -265,12 +265,24 @@ def _switch(value: Any) -> Any:
 class ResponseFilters(Spec):
     """`filters.responses` of a recipe, in the order in which they are applied."""
 
-    wrong_answer: Annotated[WrongAnswer | None, BeforeValidator(_switch)] = WrongAnswer()
-    repetition: Annotated[Repetition | None, BeforeValidator(_switch)] = Repetition()
-    guessing: Annotated[Guessing | None, BeforeValidator(_switch)] = Guessing()
-    disagreement: Annotated[Disagreement | None, BeforeValidator(_switch)] = Disagreement()
-    language_mixing: Annotated[LanguageMixing | None, BeforeValidator(_switch)] = LanguageMixing()
-    too_similar: Annotated[TooSimilar | None, BeforeValidator(_switch)] = TooSimilar()
+    wrong_answer: Annotated[WrongAnswer | None, BeforeValidator(_switch)] = Field(
+        default=WrongAnswer(), description="the verifier scores the answer too low"
+    )
+    repetition: Annotated[Repetition | None, BeforeValidator(_switch)] = Field(
+        default=Repetition(), description="a substantial part was said before, or the end loops"
+    )
+    guessing: Annotated[Guessing | None, BeforeValidator(_switch)] = Field(
+        default=Guessing(), description="the thinking does not lead to the answer"
+    )
+    disagreement: Annotated[Disagreement | None, BeforeValidator(_switch)] = Field(
+        default=Disagreement(), description="thinking and answer differ"
+    )
+    language_mixing: Annotated[LanguageMixing | None, BeforeValidator(_switch)] = Field(
+        default=LanguageMixing(), description="languages are mixed, or the style shifts"
+    )
+    too_similar: Annotated[TooSimilar | None, BeforeValidator(_switch)] = Field(
+        default=TooSimilar(), description="too close to a reserved row"
+    )
 
     def active(self) -> list[ResponseFilter]:
         """The filters that are on."""

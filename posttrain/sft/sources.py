@@ -43,7 +43,9 @@ class SampleSource(Spec):
     data: str | None = Field(
         default=None, description="a name under `data:`, of conversations or of queries with a solution"
     )
-    rejection_sampling: RejectionSampling | None = None
+    rejection_sampling: RejectionSampling | None = Field(
+        default=None, description="answers sampled from a model, in place of `data`"
+    )
     mode: Mode | None = Field(
         default=None, description="non_thinking: reasoning is left out; thinking: demanded; default: each row as it is"
     )
@@ -75,8 +77,8 @@ class SampleSource(Spec):
 class Filters(Spec):
     """`filters:` of a stage."""
 
-    queries: QueryFilters = QueryFilters()
-    responses: ResponseFilters = ResponseFilters()
+    queries: QueryFilters = Field(default=QueryFilters(), description="filters of queries")
+    responses: ResponseFilters = Field(default=ResponseFilters(), description="filters of responses")
 
 
 NO_FILTERS = Filters(

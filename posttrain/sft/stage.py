@@ -41,9 +41,9 @@ class SftStage(Stage):
     }
 
     kind: Literal["sft"] = "sft"
-    samples: list[SampleSource] = Field(min_length=1)
+    samples: list[SampleSource] = Field(min_length=1, description="where samples come from, one entry or several")
     size: int | None = Field(default=None, gt=0, description="samples after mixing; default: each once")
-    filters: Filters = Filters()
+    filters: Filters = Field(default=Filters(), description="what is left out of the samples")
     fusion: Fusion | None = Field(default=None, description="mode flags and joined dialogues; makes a hybrid model")
     history: Literal["keep", "strip"] = Field(
         default="keep", description="earlier thinking stays in sight, or every turn is trained as it is served: without"
