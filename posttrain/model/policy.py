@@ -243,6 +243,18 @@ def adapter_config(adapter: Adapter, model: Any, tokenizer: Any, added: Sequence
     return LoraConfig(**options)
 
 
+def mend_trained_tokens(model: Any) -> None:
+    """Give PEFT's wrapper of an output layer the `bias` that its layer has: none.
+
+    The wrapper (peft 0.21) passes on `weight` alone, with the trained rows in it; TRL's fused output layer reads both.
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper) and getattr(module.original_module, "bias", None) is None:
+            module.bias = None
+
+
 def _listed(modules: Any) -> set[str]:
     return {modules} if isinstance(modules, str) else set(modules or [])
 

@@ -107,7 +107,7 @@ def path_faults(parts: Parts) -> Iterator[Fault]:
 
 def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
     if model.path is not None:
-        yield from _model_directory_faults(model.path, (*loc, "path"), gguf=model.gguf_file)
+        yield from _model_directory_faults(model.path, (*loc, "path"), gguf=model.gguf_file, made_by=model.made_by)
         path = Path(model.path)
         own = any((path / file).exists() for file in TOKENIZER_FILES)
         if (path / "config.json").exists() and model.tokenizer is None and not own:
@@ -124,13 +124,13 @@ def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
 
 
 def _model_directory_faults(
-    text: str, loc: Loc, *, gguf: str | None = None, stages: list[str] | None = None
+    text: str, loc: Loc, *, gguf: str | None = None, made_by: str | None = None, stages: list[str] | None = None
 ) -> Iterator[Fault]:
     path = Path(text)
     if not path.is_absolute():
         yield from _hub_faults(text, loc, stages or [])
     elif not path.exists():
-        yield _missing(text, loc)
+        yield _missing(text, loc, made_by)
     elif path.is_file():
         remedy = (
             f"write path: {path.parent} and gguf_file: {path.name}" if path.suffix == ".gguf" else "name its folder"
@@ -154,13 +154,14 @@ def _hub_faults(text: str, loc: Loc, stages: list[str]) -> Iterator[Fault]:
     yield Fault(loc, what, remedy=remedy)
 
 
-def _missing(text: str, loc: Loc) -> Fault:
-    """A path that is not there; the nearest name in its folder, where that exists, may be what was meant."""
+def _missing(text: str, loc: Loc, made_by: str | None = None) -> Fault:
+    """A path that is not there: what makes it, or the nearest name in its folder, which may be what was meant."""
     path = Path(text)
     folder = next(parent for parent in path.parents if parent.exists())
     wanted = path.relative_to(folder).parts[0]
     near = nearest(wanted, os.listdir(folder)) if folder.is_dir() else None
     remedy = f"did you mean {folder / near}?" if near else "relative paths begin at the recipe's folder"
+    remedy = f"run `{made_by}`, which makes it" if made_by else remedy
     return Fault(
         loc, f"{text} does not exist", why="it is taken as a local path; nothing is looked up on a hub", remedy=remedy
     )

@@ -109,7 +109,7 @@ def models_of(parts: Parts) -> Iterator[tuple[Loc, ModelSpec]]:
 
 def _unused_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
     """Options of a model that nothing would read: told, not dropped."""
-    for key in ("revision", "gguf_file"):
+    for key in ("revision", "gguf_file", "made_by"):
         if model.architecture is not None and getattr(model, key) is not None:
             yield Fault((*loc, key), f"`{key}` is for a model with a `path`", remedy="remove it")
     if model.revision is not None and model.path is not None and os.path.isabs(model.path):

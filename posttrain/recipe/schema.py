@@ -48,6 +48,7 @@ class ModelSpec(Spec):
     path: str | None = Field(default=None, description="a hub id or a directory; what looks local never goes to a hub")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub's model")
     gguf_file: str | None = Field(default=None, description="the GGUF file below `path` that holds the weights")
+    made_by: str | None = Field(default=None, description="the command that makes `path`, told where that is missing")
     architecture: str | None = Field(default=None, description="a transformers class, as Qwen3ForCausalLM")
     config: dict[str, Any] = Field(default_factory=dict, description="options of the architecture's own config class")
     tokenizer: str | TrainedTokenizer | None = Field(

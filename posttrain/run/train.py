@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, RunDir, faults_of, is_complete, read_json, seal, write_json
-from posttrain.model.policy import adapter_config, added_tokens, dress_policy, load_model, load_tokenizer
+from posttrain.model.policy import (
+    adapter_config,
+    added_tokens,
+    dress_policy,
+    load_model,
+    load_tokenizer,
+    mend_trained_tokens,
+)
 from posttrain.run.launch import refuse
 from posttrain.run.lifetime import die_with_parent
 
@@ -81,6 +88,7 @@ def train_stage(context: StageContext, spec: ModelSpec) -> None:
     start = load_start(context, spec, tokenizer)
     trainer = stage.make_trainer(context, start.model, tokenizer, start.peft_config)
     _check_engine(trainer, context.recipe.engine)
+    mend_trained_tokens(trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     probe = CurveProbe(context, tokenizer) if stage.evaluate_every else None
@@ -165,7 +173,10 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
     """Put the adapter into the weights, check that the two are equal, and keep the adapter where it is continued."""
     import torch
     from peft import PeftModel
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    # The other processes are done: under ZeRO-3 the weights would be cut up once more, and nobody be there to share.
+    unset_hf_deepspeed_config()
     adapted = PeftModel.from_pretrained(
         load_model(start.base, dtype=spec.dtype, attention=spec.attention), str(partial)
     ).eval()

@@ -1,7 +1,7 @@
 """Worked solutions of a few of reasoning-gym's tasks, written from the facts of a problem: what a cold start trains on.
 
-The library gives answers and no way to them. Here are ways that can be written down: running sums, letters one by one. A
-solution is plain text whose last line says what the answer is; the answer itself is written by the task.
+The library gives answers and no way to them. Here are ways that can be written down: running sums, letters one by one.
+A solution is plain text whose last line says what the answer is; the answer itself is written by the task.
 """
 
 from __future__ import annotations
