@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain import __version__
+from posttrain.budget.serve import add_arguments as add_serve_arguments
 from posttrain.errors import PosttrainError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 2 bad input, 3 a gate missed, 130 stopped by the user."""
-    arguments = parser().parse_args(argv)
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    if rest and arguments.command is not _serve:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest, arguments.words = rest, sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("posttrain").setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
     try:
@@ -67,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--budget", type=int, default=-1, help="thinking budget in tokens; -1: no limit")
     chat.add_argument("--max-new-tokens", type=int, default=1024)
     chat.set_defaults(command=_chat)
+
+    serve = commands.add_parser("serve", help="serve a model with vLLM and a thinking budget", allow_abbrev=False)
+    add_serve_arguments(serve)
+    serve.set_defaults(command=_serve)
 
     data = commands.add_parser("data", help="look at what a stage trains on").add_subparsers(
         required=True, metavar="WHAT"
@@ -131,6 +140,12 @@ def _chat(arguments: argparse.Namespace) -> None:
     from posttrain.run.chat import chat
 
     chat(arguments.model, thinking_budget=arguments.budget, max_new_tokens=arguments.max_new_tokens)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from posttrain.budget.serve import serve
+
+    serve(arguments, arguments.rest, arguments.words)
 
 
 def _preview(arguments: argparse.Namespace) -> None:

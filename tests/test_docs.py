@@ -87,7 +87,7 @@ def test_commands_of_the_readme_parse() -> None:
 
 def test_a_command_that_is_not_there_would_be_noticed() -> None:
     with pytest.raises(SystemExit):
-        parser().parse_args(["serve", "somewhere"])
+        parser().parse_args(["train", "somewhere"])
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/recipe.md"])
