@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from posttrain.data.funnel import Drop, Funnel
 from posttrain.recipe.schema import Share, Spec
 from posttrain.recipe.stage import Fault, StageContext
 from posttrain.rl.modes import Asking, ask
-from posttrain.sft.funnel import Drop, Funnel
 from posttrain.templates.families import Mode
 
 ALL = "queries"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from posttrain.data.funnel import Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.schema import Share, Spec
 from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.rl.health import Health
 from posttrain.rl.modes import Asking, ThinkingBudgets, mode_faults
 from posttrain.rl.queries import QuerySelection, select_queries, write_data
-from posttrain.sft.funnel import Funnel
 from posttrain.templates.families import FAMILIES, Family, Kind, Mode
 
 if TYPE_CHECKING:

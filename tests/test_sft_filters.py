@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from posttrain.data.decontamination import Method
+from posttrain.data.funnel import EXAMPLES, Drop, Funnel
 from posttrain.sft import answers
-from posttrain.sft.funnel import EXAMPLES, Drop, Funnel
 from posttrain.sft.languages import latin_languages, script_shares
 from posttrain.sft.query_filters import (
     BalanceDomains,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from posttrain.data.funnel import Funnel, json_line
 from posttrain.model.generation import Completion, Prompt
-from posttrain.sft.funnel import Funnel, json_line
 from posttrain.sft.rejection_sampling import (
     Candidate,
     Completions,

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.funnel import Drop, Funnel, json_line
 from posttrain.data.mixing import mix
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
-from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.fusion import MODES, Fusion, describe, fuse
 from posttrain.sft.rows import RowWriter, iterate
 from posttrain.sft.sampler import Models

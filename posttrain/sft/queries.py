@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.funnel import Drop, Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
-from posttrain.sft.funnel import Drop, Funnel
 from posttrain.sft.query_filters import (
     BalanceDomains,
     NotSolvedWithoutThinking,

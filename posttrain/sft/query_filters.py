@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from posttrain.data.funnel import Drop
 from posttrain.errors import PosttrainError
 from posttrain.recipe.schema import Share, Spec
-from posttrain.sft.funnel import Drop
 
 Query = Mapping[str, Any]
 

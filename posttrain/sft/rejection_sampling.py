@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
+from posttrain.data.funnel import Drop, Funnel, json_line
 from posttrain.model.artifacts import write_text
 from posttrain.recipe.schema import SamplingSpec, Spec
-from posttrain.sft.funnel import Drop, Funnel, json_line
 from posttrain.sft.query_filters import Query, question_of
 from posttrain.sft.repetition import units
 from posttrain.sft.response_filters import Response, ResponseFilter, Surroundings

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from posttrain.data.funnel import Drop
 from posttrain.recipe.schema import Spec
 from posttrain.sft import answers
-from posttrain.sft.funnel import Drop
 from posttrain.sft.languages import latin_languages, prose, script_shares
 from posttrain.sft.repetition import duplicate_line_share, looped_tail, repeated_share, units
 from posttrain.sft.reserved import Reserved

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.sft.funnel import Drop
+from posttrain.data.funnel import Drop
 from posttrain.sft.response_filters import Response
 from posttrain.sft.rows import RowWriter
 from posttrain.tasks.task import QUERY_COLUMNS, make_query, text_key

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from posttrain.data.funnel import Drop, Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
 from posttrain.recipe.schema import Spec
-from posttrain.sft.funnel import Drop, Funnel
 from posttrain.sft.queries import QuerySelector, chunk_directory, limited, made_with, query_rows
 from posttrain.sft.query_filters import QueryFilters
 from posttrain.sft.rejection_sampling import (
