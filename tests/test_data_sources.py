@@ -374,8 +374,14 @@ def test_names_that_look_local(name: str) -> None:
     assert looks_local(name)
 
 
-def test_names_that_do_not() -> None:
+def test_names_that_do_not(tmp_path: Path) -> None:
     assert not looks_local("openai/gsm8k") and not looks_local("squad")
+    assert not looks_local("openai/gsm8k", tmp_path) and not looks_local("squad", tmp_path)
+
+
+def test_a_folder_beside_the_recipe_is_local(tmp_path: Path) -> None:
+    (tmp_path / "squad").mkdir()
+    assert looks_local("squad", tmp_path) and looks_local("squad/dev", tmp_path) and not looks_local("squad")
 
 
 @pytest.mark.parametrize("spec", [Spec(path="./rwos.jsonl"), Spec(dataset="./rwos.jsonl"), Spec(dataset="rwos.jsonl")])

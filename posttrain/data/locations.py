@@ -18,9 +18,20 @@ OPTIONS = {"name", "data_dir", "data_files", "revision"}  # of datasets.load_dat
 _SAVED = ("dataset_dict.json", "state.json")
 
 
-def looks_local(name: str) -> bool:
-    """Whether a name can only mean a file or folder here: it never goes to a hub."""
-    return name.startswith(("./", "../", "/", "~")) or name in (".", "..") or name.endswith(SUFFIXES)
+LOCAL_ENDINGS = (*SUFFIXES, ".gguf", ".safetensors", ".bin", ".csv", ".txt")
+
+
+def looks_local(name: str, folder: Path | None = None) -> bool:
+    """Whether the name of a model, tokenizer or data set means a file or folder here: such a name never goes to a hub.
+
+    A hub id is one word or `owner/name`. Anything else is a path; so is, with a `folder` that relative names begin at,
+    what exists there, and `owner/name` where `owner` is a folder there.
+    """
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith(LOCAL_ENDINGS):
+        return True
+    if folder is None:
+        return False
+    return (folder / name).exists() or ("/" in name and (folder / name.partition("/")[0]).is_dir())
 
 
 def resolve(path: str, base_dir: Path) -> list[Path] | Path:

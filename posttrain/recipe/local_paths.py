@@ -7,26 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.locations import looks_local
 from posttrain.recipe.references import Parts, models_of
 from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.stage import Fault
 from posttrain.recipe.words import Loc, nearest
 
-LOCAL_ENDINGS = (".gguf", ".safetensors", ".bin", ".json", ".jsonl", ".parquet", ".csv", ".txt")
 RELATIVE = ("./", "../", "~/")
 NO_PATHS = ("train", "require")  # of a stage
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-def looks_local(text: str, folder: Path) -> bool:
-    """Whether a model, tokenizer or data set name means something on this machine.
-
-    A hub id is one word or `owner/name`. Anything else, anything that exists beside the recipe, and `owner/name` where
-    `owner` is a folder there, is a path.
-    """
-    if text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or text.endswith(LOCAL_ENDINGS):
-        return True
-    return (folder / text).exists() or ("/" in text and (folder / text.partition("/")[0]).is_dir())
 
 
 def absolute(text: str, folder: Path) -> str:

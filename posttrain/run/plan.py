@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.model.policy import looks_local
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
@@ -52,7 +52,7 @@ def parameter_count(spec: ModelSpec) -> int | None:
     config: Any = None
     if spec.architecture is not None:
         config = getattr(transformers, spec.architecture).config_class(**_sized(spec))
-    elif spec.path is not None and looks_local(spec.path) and (Path(spec.path) / "config.json").exists():
+    elif spec.path is not None and os.path.isabs(spec.path) and (Path(spec.path) / "config.json").exists():
         config = transformers.AutoConfig.from_pretrained(spec.path, local_files_only=True)
     elif spec.config:
         config = transformers.AutoConfig.for_model(**spec.config)
