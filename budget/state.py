@@ -2,112 +2,117 @@
 
 The rule
 --------
-**Own and forced tokens.** A completion is a stream of token ids. Each is either forced by this rule or the model's own.
+**Own and forced tokens.** A completion is a stream of token ids. Each is either forced by this rule or the model's
+own. What is asked stands in a `BudgetRequest`; the ids in a `BudgetRule`. A request without budget, reserve, minimum
+and loop guard has no limit: then the machine watches and counts, and forces nothing.
 
-**What opens thinking.** The open marker, emitted by the model itself, or a generation prompt that ends inside an open
-block (`thinking_open=True`). Never a marker that a user typed or that an earlier turn contains: the prompt's ids do not
-reach this machine. Inside a block another open marker is ordinary thinking.
+**What opens thinking.** The open marker, emitted by the model itself outside a block and outside a tool call; or a
+generation prompt that ends inside an open block (`thinking_open=True`). Never a marker that a user typed or that an
+earlier turn contains: the prompt's ids do not reach this machine. Inside a block another open marker is ordinary
+thinking.
 
-**What counts.** The model's own tokens strictly inside a block, over all blocks of the completion together. Not the
-markers, not forced tokens, not an EOS. A budget of N means at most N such tokens; 0 means none; None or -1 means no
-limit: then the machine watches and counts, and forces nothing.
+**What counts.** The model's own tokens strictly inside a block, and continuations (below), over all blocks of the
+completion together. Not the markers, not other forced tokens, not an EOS, not a tool call. A budget of N means at
+most N such tokens; 0 means none.
 
-**What closes a block.**
-- `natural`: the model emits the whole close marker.
-- `budget`: N tokens are spent inside the block. A marker half emitted at that moment counts as spent until it is
-  complete (it may still turn out to be thinking), so the budget strikes then too, but lets the marker finish: only
-  its remaining ids are forced.
-- `eos`: the model ends its turn inside the block. The block is closed first and the model answers. An engine that sees
-  the sampled token calls `emit`, which puts the close in the place of the EOS; one that sees scores only asks
-  `guards_eos` and calls `close_for_eos`. Where an EOS got into the stream all the same, the close follows it.
+**What closes a block**, after any token inside it, the first of these that holds:
+- `natural`: the model has emitted the whole close marker.
+- `budget`: N tokens are spent. A marker half emitted counts as spent until it is complete (it may still turn out to
+  be thinking), so the budget strikes then too, but lets the marker finish: only its remaining ids are forced.
+- `reserve`: with an answer reserve of R and `max_tokens` of M, no more than R tokens and the stop text are left of M
+  (of all tokens of the completion). So the answer gets at least R, where the block began early enough.
+- `loop`: with a loop guard of L, the latest L counted tokens of the block are a block of at most L // 3 tokens
+  repeated verbatim. A forced token other than a continuation, a tool call and an EOS begin the L afresh.
+- `grace`: with a grace of G, no more than G tokens are left until budget or reserve would strike, the latest token is
+  a boundary (`boundary_ids`, but no bare period right after a digit of this block), no marker is half emitted, and
+  the minimum is reached.
+- `eos`: the model ends its turn inside the block: the block is closed, and the model answers.
+Budget and reserve strike as soon as a block opens, too.
 
-**What is then forced.** When the budget strikes: every id of `stop_ids` once, what follows the close marker included.
-At an EOS, at a half-emitted marker, and when the stop text was already said: what is left of the close marker, and what
-follows it in `stop_ids`. (The stop text gives a reason that would be false at an EOS, and need not be said twice.)
+**An end below the minimum.** With a minimum of A, the model's own end of thinking (the id that completes the close
+marker, or an EOS) is replaced by the continuation ("Wait": budget forcing, Muennighoff et al. 2025, arXiv
+2501.19393), as long as this leaves the count at no more than A and the reserve some way off. That happens at every
+such end, not only at the first: so A is reached (to within a continuation) unless another limit closes the block, and
+because a continuation counts, even an obstinate model gets no more than A of them. Limits do not wait for the minimum
+(a budget is never below it), but grace does.
 
-**What comes after.** The model answers. It may open another block: the total goes on, and a block opened with the
-budget spent is closed at once, so re-entry gains nothing.
+**What is forced at a close.** For `budget`, `reserve`, `loop`, `grace`: every id of `stop_ids`, what follows the
+close marker included. The short close, which is what is left of the close marker and what follows it in `stop_ids`,
+takes its place where the marker is half emitted, for `eos` (the stop text gives a reason that would be false), after
+an earlier forced close, and where the text would eat into the reserve (a block that opened too late).
+
+**What comes after.** The model answers. After a natural close it may think again, and the total goes on. After a
+forced close, a block that opens is closed at once, for the same reason: re-entry gains nothing.
+
+**Tool calls.** From a whole tool-call open marker to the whole close marker, nothing is forced, counted or replaced,
+and the open marker is not read. Inside a block a call also ends with the natural close of the block. An EOS inside a
+call, or directly after one, ends the turn: it is left alone, in a block too. Limits that are due strike after the
+next token that counts. A call that is open for `tool_call_longest` tokens was a marker mentioned in passing: what
+follows is read as if the call were over, so that no limit is lost. The markers of a call inside a block do not count
+once they are whole.
 
 **Markers** may have one or several ids. They are made of consecutive own tokens; matching starts afresh after a
-complete marker, an EOS and a forced sequence. All steps are O(1) amortised, whatever the length of the stream.
+complete marker, an EOS and a forced sequence, at a call that became too long, and does not go on within a
+continuation. Where two are complete at once, the think marker counts. All steps are O(1) amortised, whatever the
+length of the stream.
+
+Engines
+-------
+**One that sees the sampled token** calls `emit`, which puts a close or a continuation in the place of an end.
+
+**One that edits scores only** (a logits processor) cannot see an end before it is emitted. While `redirect()` names
+ids, none of these may be emitted, and their probability belongs to the id that it names: the next of the close
+marker, or the first of the continuation. With scores s and a temperature t the score of that id becomes t log(sum
+exp(s_i / t)) over itself and the others, the greatest of them for t = 0, and the others' -inf. The id is then the
+model's own, not forced. So an EOS closes thinking as a natural close, and everything is a function of the emitted
+tokens alone. A minimum needs a continuation of one id there, since no further ids are forced. One that decides before
+sampling whether the end comes may call `close_for_eos` instead.
+
+**Preemption and replay.** A fresh state that is fed with the tokens emitted so far, forced ones included (`observe`,
+`replay`), stands where the state of the live run stands, and goes on in the middle of a forced sequence. Not knowable
+from tokens is that `emit` or `close_for_eos` replaced an end: the ids put there read as own ones, the close as
+natural, and a continuation of several ids, if the prefix ends inside it, as over. With the flags of the live run
+(`forced`) this is known, too. An EOS that got into the stream all the same is followed by what would have replaced
+it.
+
+**Rows that need no look.** For the next `quiet()` tokens nothing is forced and `redirect()` stays as it is, unless
+one of them is in `rule.marks`. Until then an engine may leave the state alone, and `replay` the tokens later.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
-ClosedBy = Literal["natural", "budget", "eos"]
+from posttrain.budget.limits import FOREVER, Limit, Limits
+from posttrain.budget.reader import BlockReader
+from posttrain.budget.request import BudgetRequest
+from posttrain.budget.rule import BudgetRule
+
+__all__ = ["FOREVER", "BudgetOutcome", "BudgetRule", "BudgetState", "ClosedBy"]
+
+ClosedBy = Literal["natural", "eos"] | Limit
 
 
 @dataclass(frozen=True)
-class BudgetRule:
-    """The token ids that the rule works with, from the tokenizer (`posttrain.budget.tokens`).
+class BudgetOutcome:
+    """What happened to the thinking of one completion.
 
     Attributes:
-        open_ids, close_ids: the markers.
-        stop_ids: the stop text, which contains the close marker.
-        eos_ids: the ids that end a turn.
-
-    Raises:
-        ValueError: a marker is empty, the markers are equal, or the stop text lacks the close marker.
+        thinking_tokens: counted tokens.
+        closed_by: how the latest block was closed; None where none was.
+        thinking: a block is still open.
+        continued: ends that a continuation replaced (where the engine sees them: `BudgetState.emit`).
+        forced_positions: which tokens of the completion were forced; trainers leave them out.
     """
 
-    open_ids: tuple[int, ...]
-    close_ids: tuple[int, ...]
-    stop_ids: tuple[int, ...]
-    eos_ids: frozenset[int]
-
-    def __post_init__(self) -> None:
-        if not self.open_ids or not self.close_ids or self.open_ids == self.close_ids:
-            raise ValueError(f"two different markers are needed, not {self.open_ids} and {self.close_ids}")
-        if self._close_at < 0:
-            raise ValueError(f"the stop text {self.stop_ids} does not contain the close marker {self.close_ids}")
-
-    @cached_property
-    def _close_at(self) -> int:
-        """Where the close marker begins in `stop_ids`; -1 where it is not."""
-        size = len(self.close_ids)
-        starts = range(len(self.stop_ids) - size + 1)
-        return next((start for start in starts if self.stop_ids[start : start + size] == self.close_ids), -1)
-
-    @cached_property
-    def lead_ids(self) -> tuple[int, ...]:
-        """What is said before the close marker when the budget strikes."""
-        return self.stop_ids[: self._close_at]
-
-    @cached_property
-    def tail_ids(self) -> tuple[int, ...]:
-        """What follows the close marker whenever it is forced."""
-        return self.stop_ids[self._close_at + len(self.close_ids) :]
-
-    @cached_property
-    def open_marker(self) -> Marker:
-        return Marker(self.open_ids)
-
-    @cached_property
-    def close_marker(self) -> Marker:
-        return Marker(self.close_ids)
-
-
-class Marker:
-    """A marker with the table of Knuth, Morris and Pratt (1977): finds overlapping starts without going back."""
-
-    __slots__ = ("borders", "ids")
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = tuple(ids)
-        self.borders = [0]  # [p]: length of the longest proper prefix of ids[: p + 1] that is also its suffix
-        for token in self.ids[1:]:
-            self.borders.append(self.advance(self.borders[-1], token))
-
-    def advance(self, matched: int, token: int) -> int:
-        """How many ids are matched after `token`, when `matched` (not yet all) were before it."""
-        while matched and self.ids[matched] != token:
-            matched = self.borders[matched - 1]
-        return matched + (self.ids[matched] == token)
+    thinking_tokens: int
+    closed_by: ClosedBy | None
+    thinking: bool
+    continued: int
+    forced_positions: tuple[int, ...]
 
 
 class BudgetState:
@@ -115,121 +120,243 @@ class BudgetState:
 
     Args:
         rule: the ids.
-        budget: own thinking tokens allowed, in tokens; None or -1: no limit.
+        request: what is asked; a number of tokens, None or -1 stands for a request with that budget alone.
         thinking_open: the generation prompt ends inside an open block.
+        max_tokens: tokens that the completion may have, forced ones included.
 
     Attributes:
-        thinking: inside a block (while a close is being forced: until its marker is complete).
         closed_by: how the latest block was closed; None where none was.
-        forced: one flag per observed token.
+        length: tokens observed.
+
+    Raises:
+        ValueError: the request makes no sense, or asks for a reserve without `max_tokens`, or for a minimum where the
+            rule has no continuation.
     """
 
     __slots__ = (
-        "_at",
-        "_budget",
-        "_close_end",
-        "_matched",
-        "_queue",
-        "_reason",
-        "_rule",
-        "_said",
-        "_spent",
-        "closed_by",
-        "forced",
-        "thinking",
-    )
+        "_at", "_close_end", "_continued", "_continuing", "_limits", "_queue", "_reader", "_reason", "_rule", "_runs",
+        "_shut", "closed_by", "length",
+    )  # fmt: skip
 
-    def __init__(self, rule: BudgetRule, budget: int | None, *, thinking_open: bool = False) -> None:
-        if budget is not None and budget < -1:
-            raise ValueError(f"a budget is -1 (no limit), 0 or more tokens, not {budget}")
+    def __init__(
+        self,
+        rule: BudgetRule,
+        request: BudgetRequest | int | None,
+        *,
+        thinking_open: bool = False,
+        max_tokens: int | None = None,
+    ) -> None:
+        if not isinstance(request, BudgetRequest):
+            request = BudgetRequest(request)
         self._rule = rule
-        self._budget = None if budget == -1 else budget
-        self.thinking = thinking_open
+        self._limits = Limits(rule, request, max_tokens)
+        self._reader = BlockReader(rule, thinking_open)
         self.closed_by: ClosedBy | None = None
-        self.forced: list[bool] = []
-        self._spent = 0  # own tokens inside blocks, those of a half-emitted close marker included
-        self._matched = 0  # ids of the marker looked for that the latest own tokens match
-        self._said = False  # the stop text
+        self.length = 0
+        self._runs: list[int] = []  # begin and end of every run of forced tokens, one after another
+        self._continued = 0
+        self._shut: ClosedBy | None = None  # why the first forced close came
         self._queue: tuple[int, ...] = ()  # what is being forced,
         self._at = 0  # how much of it was observed,
-        self._close_end = 0  # where its close marker ends,
-        self._reason: ClosedBy = "budget"  # and why
-        self._decide()
+        self._continuing = False  # whether it is a continuation,
+        self._close_end = 0  # if not, where its close marker ends
+        self._reason: ClosedBy = "budget"  # and why it is forced
+        self._decide(False)
+
+    # What an engine asks.
+
+    @property
+    def thinking(self) -> bool:
+        """Inside a block; while a close is being forced, until its marker is complete."""
+        return self._reader.thinking
+
+    @property
+    def in_call(self) -> bool:
+        """Inside a tool call."""
+        return self._reader.in_call
 
     @property
     def thinking_tokens(self) -> int:
-        """Own tokens inside blocks so far; a half-emitted close marker is left out."""
-        return self._spent - self._matched if self.thinking else self._spent
+        """Counted tokens so far; a half-emitted close marker is left out."""
+        reader = self._reader
+        return reader.counted - reader.matched if reader.thinking and not reader.in_call else reader.counted
+
+    @property
+    def forced(self) -> list[bool]:
+        """One flag per observed token."""
+        flags = [False] * self.length
+        for begin, end in zip(self._runs[::2], self._runs[1::2], strict=True):
+            flags[begin:end] = [True] * (end - begin)
+        return flags
+
+    @property
+    def last_forced(self) -> bool:
+        """Whether the latest token was forced."""
+        return bool(self._runs) and self._runs[-1] == self.length
 
     @property
     def guards_eos(self) -> bool:
-        """Whether an EOS sampled now has to give way to a close."""
-        return self.thinking and self._budget is not None and not self._queue
+        """Whether an EOS sampled now has to give way to a close or a continuation."""
+        reader = self._reader
+        return reader.thinking and self._limits.active and not (self._queue or reader.in_call or reader.after_call)
 
     def forced_token(self) -> int | None:
         """The id that must come next; None leaves the choice to the model."""
         return self._queue[self._at] if self._queue else None
 
+    def redirect(self) -> tuple[frozenset[int], int] | None:
+        """The ids that must not be emitted now, and the id that their probability belongs to; None: all may be."""
+        if not self.guards_eos:
+            return None
+        rule, matched = self._rule, self._reader.matched
+        if not self._limits.early(self._reader, self.length):
+            return rule.eos_ids, rule.close_ids[matched]
+        return rule.end_ids if matched == len(rule.close_ids) - 1 else rule.eos_ids, rule.continue_ids[0]
+
+    def quiet(self) -> int:
+        """How many further tokens, none of them in `rule.marks`, leave `forced_token()` None and `redirect()` alone."""
+        reader = self._reader
+        if self._queue or reader.matched or reader.tool_matched or (reader.after_call and reader.thinking):
+            return 0
+        if reader.in_call:
+            return self._rule.tool_call_longest - reader.call_length - 1
+        if not reader.thinking or not self._limits.active:
+            return FOREVER
+        return self._limits.quiet(reader, self.length)
+
+    def outcome(self) -> BudgetOutcome:
+        """What happened so far."""
+        runs = zip(self._runs[::2], self._runs[1::2], strict=True)
+        forced = tuple(position for run in runs for position in range(*run))
+        return BudgetOutcome(self.thinking_tokens, self.closed_by, self.thinking, self._continued, forced)
+
+    def copy(self) -> BudgetState:
+        """A state that goes its own way from here, for tokens that may be taken back (drafts)."""
+        other = copy.copy(self)
+        other._reader = copy.copy(self._reader)
+        other._runs = self._runs.copy()
+        other._limits = self._limits.copy()
+        return other
+
+    # What an engine tells.
+
     def emit(self, sampled: int) -> int:
         """What the completion gets when the model samples `sampled`; that is observed, too."""
-        if self.guards_eos and sampled in self._rule.eos_ids:
-            self.close_for_eos()
+        if sampled in self._rule.end_ids and (redirect := self.redirect()) is not None and sampled in redirect[0]:
+            self._replace_end()
         token = self._queue[self._at] if self._queue else sampled
         self.observe(token)
         return token
 
     def close_for_eos(self) -> None:
-        """The model wants to end its turn inside the block: force the close instead."""
-        self._force("eos")
+        """The model wants to end its turn inside a block: force what takes the place of that."""
+        self._replace_end()
 
-    def observe(self, token_id: int) -> None:
+    def replay(self, tokens: Sequence[int], forced: Sequence[bool] | None = None) -> None:
+        """Take note of tokens that were emitted already.
+
+        Args:
+            tokens: the ids that follow those observed so far.
+            forced: their flags in the live run (`forced`), where they are known. They tell which ends were replaced.
+
+        Raises:
+            RuntimeError: as `observe`.
+        """
+        if forced is not None:
+            for token, flag in zip(tokens, forced, strict=True):
+                self.observe(token, forced=flag)
+            return
+        at, marks = 0, self._rule.marks
+        while at < len(tokens):
+            end, last = at, min(len(tokens), at + self.quiet())
+            while end < last and tokens[end] not in marks:
+                end += 1
+            if end > at:
+                self._pass_over(tokens[at:end])
+            else:
+                self.observe(tokens[end])
+                end += 1
+            at = end
+
+    def observe(self, token_id: int, *, forced: bool = False) -> None:
         """Take note of the completion's next id.
+
+        Args:
+            forced: the live run flagged it as forced. Where nothing is due, it then begins what replaced an end.
 
         Raises:
             RuntimeError: another id was due. An engine that does not deliver forced ids must not go on unnoticed.
         """
+        if forced and not self._queue:
+            self._replace_end()
         if self._queue:
             self._observe_forced(token_id)
             return
-        self.forced.append(False)
-        if token_id in self._rule.eos_ids:
-            self._matched = 0
-            if self.guards_eos:
-                self._force("eos")
-        elif self.thinking:
-            self._spent += 1
-            self._matched = self._rule.close_marker.advance(self._matched, token_id)
-            if self._matched == len(self._rule.close_ids):
-                self._spent -= self._matched
-                self.thinking, self.closed_by, self._matched = False, "natural", 0
-            else:
-                self._decide()
-        else:
-            self._matched = self._rule.open_marker.advance(self._matched, token_id)
-            if self._matched == len(self._rule.open_ids):
-                self.thinking, self._matched = True, 0
-                self._decide()
+        guarded = self.guards_eos
+        self.length += 1
+        event = self._reader.read(token_id)
+        if event == "counted":
+            self._decide(self._limits.count(token_id))
+            return
+        self._limits.forget()
+        if event == "closed":
+            self.closed_by = "natural"
+        elif event == "opened":
+            self._decide(False)
+        elif event == "end" and guarded:
+            self._replace_end()
 
     def _observe_forced(self, token_id: int) -> None:
         if token_id != self._queue[self._at]:
             raise RuntimeError(
                 f"the engine emitted {token_id} where the thinking budget forces {self._queue[self._at]}"
             )
-        self.forced.append(True)
+        if self.last_forced:
+            self._runs[-1] += 1
+        else:
+            self._runs += [self.length, self.length + 1]
+        self.length += 1
         self._at += 1
-        if self._at == self._close_end:
-            self._spent -= self._matched
-            self.thinking, self.closed_by, self._matched = False, self._reason, 0
+        boundary = False
+        if self._continuing:
+            self._reader.count()
+            boundary = self._limits.count(token_id)
+        elif self._at == self._close_end:
+            self._reader.close()
+            self.closed_by = self._reason
         if self._at == len(self._queue):
-            self._queue = ()
+            self._queue, self._continuing = (), False
+            self._decide(boundary)
 
-    def _decide(self) -> None:
-        """Whether the block has to close now. The one place where limits strike."""
-        if self.thinking and self._budget is not None and self._spent >= self._budget:
-            self._force("budget")
+    def _pass_over(self, tokens: Sequence[int]) -> None:
+        """Take note of some of the `quiet` tokens, none of them a mark."""
+        self.length += len(tokens)
+        self._reader.pass_over(tokens)
+        if self._reader.thinking and not self._reader.in_call:
+            self._limits.pass_over(tokens)
 
-    def _force(self, reason: ClosedBy) -> None:
-        says = reason == "budget" and not self._matched and not self._said
-        self._said = self._said or says
-        close = (self._rule.lead_ids if says else ()) + self._rule.close_ids[self._matched :]
+    def _decide(self, boundary: bool) -> None:
+        """Whether the block has to close now. The one place where limits strike; `boundary`: at the latest token."""
+        if self._shut is not None and self._reader.thinking:
+            self._close(self._shut)
+        elif (limit := self._limits.due(self._reader, self.length, boundary)) is not None:
+            self._close(limit)
+
+    def _close(self, reason: ClosedBy) -> None:
+        """Begin a forced close."""
+        matched = self._reader.matched
+        says = reason != "eos" and not matched and self._shut is None and self._limits.spares(self.length)
+        self._shut = reason
+        close = (self._rule.lead_ids if says else ()) + self._rule.close_ids[matched:]
         self._queue, self._at, self._close_end, self._reason = close + self._rule.tail_ids, 0, len(close), reason
+
+    def _replace_end(self) -> None:
+        """The model ends its thinking, or its turn inside a block: begin what takes the place of that."""
+        if not self.guards_eos:
+            raise RuntimeError("no end of thinking can be replaced here")
+        if not self._limits.early(self._reader, self.length):
+            self._close("eos")
+            return
+        self._reader.match_afresh()
+        self._queue, self._at, self._continuing = self._rule.continue_ids, 0, True
+        self._continued += 1

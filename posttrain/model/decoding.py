@@ -48,7 +48,7 @@ class Row:
         """Append what the budget makes of a sampled id; whether the completion ends there."""
         token = self.state.emit(sampled)
         self.ids.append(token)
-        self.own += not self.state.forced[-1]
+        self.own += not self.state.last_forced
         return token in eos_ids or self.own == self.own_limit or len(self.ids) == self.limit
 
 
