@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import random
 import time
 from collections import Counter
@@ -139,6 +140,11 @@ def test_weights_of_steps_and_formats_hold() -> None:
     assert set(formats) == {"plain", "twice"} and 0.70 < formats["twice"] / 2000 < 0.80
 
 
+def test_operands_stay_within_the_range_asked_for_and_reach_its_ends() -> None:
+    rows = Arithmetic().queries(300, 0, operands=[3, 6])
+    assert {int(operand) for query in rows for operand in re.findall(r"[-+*](\d)", query["key"])} == {3, 4, 5, 6}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -150,6 +156,10 @@ def test_weights_of_steps_and_formats_hold() -> None:
         ({"steps": {}}, "steps is"),
         ({"formats": {"plane": 1}}, "plain, twice, words"),
         ({"formats": {"plain": 0}}, "weights of formats"),
+        ({"operands": [0, 9]}, "operands is"),
+        ({"operands": [6, 3]}, "operands is"),
+        ({"operands": 6}, "operands is"),
+        ({"operands": [1, "9"]}, "operands is"),
         ({"hasty": 2}, "hasty is a share"),
         ({"step": [1, 2]}, "no option is called 'step'"),
     ],

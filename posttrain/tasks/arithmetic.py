@@ -20,6 +20,7 @@ from posttrain.tasks.task import Query, derive_seed, make_query
 
 LABELS = "abcdefgh"
 MAX_STEPS = 8
+MAX_OPERAND = 9
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _APPLY: dict[str, Callable[[int, int], int]] = {
@@ -92,6 +93,7 @@ class Arithmetic:
     Options of `queries`:
         steps: `[lowest, highest]` number of steps, all as frequent, or a mapping of number to weight. Default [1, 8].
         formats: a mapping of `plain`, `twice`, `words` to weight. Default: plain only.
+        operands: `[lowest, highest]` operand of a step, within 1 to 9. Default [1, 9].
         hasty: the share of worked solutions that copy the steps and jump to the last result. Default 0.
 
     The key of a query is its canonical form, whatever the format, so a validation set reserved by key shares no
@@ -107,18 +109,21 @@ class Arithmetic:
         *,
         steps: Sequence[int] | Mapping[Any, float] = (1, MAX_STEPS),
         formats: Mapping[str, float] | None = None,
+        operands: Sequence[int] = (1, MAX_OPERAND),
         hasty: float = 0.0,
         **unknown: Any,
     ) -> Iterator[Query]:
         step_weights, problems = _step_weights(steps)
         format_weights = dict(formats) if formats else {"plain": 1.0}
         problems += _format_problems(format_weights)
+        if not _is_range(operands, MAX_OPERAND):
+            problems.append(f"operands is [lowest, highest] within 1 to {MAX_OPERAND}, not {operands!r}")
         if not isinstance(hasty, int | float) or not 0 <= hasty <= 1:
             problems.append(f"hasty is a share from 0 to 1, not {hasty!r}")
-        problems += [f"no option is called {name!r}; there are steps, formats, hasty" for name in unknown]
+        problems += [f"no option is called {name!r}; there are steps, formats, operands, hasty" for name in unknown]
         if problems:
             raise PosttrainError(Problem(problem, "arithmetic: options") for problem in problems)
-        return _rows(size, seed, step_weights, format_weights, hasty)
+        return _rows(size, seed, step_weights, format_weights, (operands[0], operands[1]), hasty)
 
     def score(self, content: str, query: Mapping[str, Any]) -> float:
         """1 if the content is the answer in the format asked for and nothing else (white space around it aside)."""
@@ -148,11 +153,13 @@ def corpus(size: int, seed: int) -> Iterator[str]:
         yield f"assistant\n\n{chain.reasoning()}\n\n\n{form.write(chain.values[-1])}"
 
 
-def _rows(size: int, seed: int, steps: dict[int, float], formats: dict[str, float], hasty: float) -> Iterator[Query]:
+def _rows(
+    size: int, seed: int, steps: dict[int, float], formats: dict[str, float], operands: tuple[int, int], hasty: float
+) -> Iterator[Query]:
     rng = random.Random(derive_seed("arithmetic", seed))
     for i in range(size):
         length = rng.choices(list(steps), list(steps.values()))[0]
-        chain = _draw(rng, length)
+        chain = _draw(rng, length, *operands)
         form = rng.choices(list(formats), list(formats.values()))[0]
         digit = chain.values[-1]
         yield make_query(
@@ -169,8 +176,8 @@ def _rows(size: int, seed: int, steps: dict[int, float], formats: dict[str, floa
         )
 
 
-def _draw(rng: random.Random, length: int) -> Chain:
-    steps = tuple((rng.choice("+-*"), rng.randint(1, 9)) for _ in range(length))
+def _draw(rng: random.Random, length: int, lowest: int = 1, highest: int = MAX_OPERAND) -> Chain:
+    steps = tuple((rng.choice("+-*"), rng.randint(lowest, highest)) for _ in range(length))
     return Chain(rng.randrange(10), steps)
 
 
@@ -190,6 +197,11 @@ def _step_weights(steps: Sequence[int] | Mapping[Any, float]) -> tuple[dict[int,
         return {}, [wrong]
     sound = weights and all(1 <= n <= MAX_STEPS for n in weights) and _are_weights(weights.values())
     return weights, [] if sound else [wrong]
+
+
+def _is_range(value: Any, highest: int) -> bool:
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(type(end) is int for end in value)
+    return pair and 1 <= value[0] <= value[1] <= highest
 
 
 def _format_problems(formats: Mapping[str, float]) -> list[str]:
