@@ -162,12 +162,17 @@ class ReasoningGym:
         for item in isolated.stream(
             _WORKER + "items", self.member, how["config"], levels, size, base, deadline=ITEM_DEADLINE
         ):
+            reasoning = ""
+            if hasty is not None and "failed" not in item:
+                try:
+                    reasoning = worked_solution(self.member, json.loads(item["entry"]), hasty=rng.random() < hasty)
+                except ValueError as error:
+                    item = {"failed": str(error)}
             if "failed" in item:
                 failed += 1
                 if failed == 1:
                     log.warning("%s: an item is left out: %s", self.name, item["failed"])
                 continue
-            facts = json.loads(item["entry"])["metadata"] if hasty is not None else {}
             yield make_query(
                 id=f"{self.name}-{seed}-{made}",
                 prompt=f"{item['question']}\n\n{instruction}" if instruction else item["question"],
@@ -176,7 +181,7 @@ class ReasoningGym:
                 domain=item["category"],
                 difficulty=item["difficulty"],
                 key=text_key(item["question"]),
-                reasoning="" if hasty is None else worked_solution(self.member, facts, hasty=rng.random() < hasty),
+                reasoning=reasoning,
                 response=f"\\boxed{{{item['answer']}}}",
                 entry=json.dumps({**how, "item": item["entry"]}),
             )
