@@ -80,12 +80,16 @@ def test_counts_by_hand() -> None:
     assert (found.samples, found.tokens, found.longest, found.p50, found.p95) == (20, sum(lengths), 43, 38, 41)
     assert found.supervised_tokens == (10 + 3 + 1) + (6 + 2 + 1) + 18 * (6 + 1 + 1)
     assert (found.turns, found.empty_think, found.fill) == (20, 19, None)
-    shown = printed(
-        data, samples=3, funnel={"skipped": {"too_long": 2}, "examples": [{"row": number} for number in range(7)]}
-    )
+    step = {"source": "math", "in": 20, "kept": 12, "dropped": 8, "why": {"too_long": 7, "empty": 1}}
+    steps = [{**step, "step": name} for name in ("a", "b", "c", "d", "e", "f", "g")]
+    funnel = {"skipped": {"too_long": 2}, "steps": steps, "left_out": ["x", "y"], "rows": [{"row": 1}] * 52, "none": []}
+    shown = printed(data, samples=3, funnel=funnel)
     assert "samples     20\n" in shown and "lengths     p50 38, p95 41, longest 43" in shown
     assert "supervised  167 (21.7%)" in shown and "turns       20 supervised, empty think blocks 19" in shown
-    assert "skipped\n  too_long: 2\n" in shown and "… 2 more" in shown
+    assert "skipped\n  too_long: 2\n" in shown and "\n  row 1\n  … 2 more" in shown
+    for name in "abcdefg":  # every step, however many
+        assert f"\n  math: {name}: 12 of 20 kept (too_long 7, empty 1)\n" in shown
+    assert "\nleft_out: x, y\n" in shown and "none" not in shown
     assert re.findall(r"── row (\d+):", shown) == ["0", "10", "19"]
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SUPERVISED, MASKED, NOTE = "green", "dim", "bold cyan"
 OPEN, CLOSE = "⟦", "⟧"
+LISTED = 50  # entries of a list in the counts
 RUN_CHARACTERS = 1600  # of one supervised or masked run; the middle of a longer one is left out
 
 
@@ -162,17 +163,33 @@ def _statistics_lines(found: TokenStatistics) -> Iterator[str]:
         yield f"turns       {found.turns:,} supervised{empty}"
 
 
-def _tree(value: Any, indent: str = "") -> Iterator[str]:
-    """Nested counts, a line each; of a list (of examples) the first five."""
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value[:5])
-    for key, entry in entries:
-        if isinstance(entry, Mapping | list) and entry:
+def _tree(counts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested counts, a line each; steps and other rows a line each too, values side by side."""
+    for key, entry in counts.items():
+        if not isinstance(entry, Mapping | list):
+            yield f"{indent}{key}: {_readable(str(entry))}"
+        elif isinstance(entry, Mapping) and entry:
             yield f"{indent}{key}"
             yield from _tree(entry, indent + "  ")
-        elif not isinstance(entry, Mapping | list):
-            yield f"{indent}{key}: {_readable(str(entry))}"
-    if isinstance(value, list) and len(value) > 5:
-        yield f"{indent}… {len(value) - 5} more"
+        elif isinstance(entry, list) and any(isinstance(each, Mapping) for each in entry):
+            yield f"{indent}{key}"
+            yield from (f"{indent}  {_readable(_row(each))}" for each in entry[:LISTED])
+            if len(entry) > LISTED:
+                yield f"{indent}  … {len(entry) - LISTED} more"
+        elif entry:
+            shown = ", ".join(map(str, entry[:LISTED]))
+            more = f", … {len(entry) - LISTED} more" if len(entry) > LISTED else ""
+            yield f"{indent}{key}: {_readable(shown)}{more}"
+
+
+def _row(entry: Any) -> str:
+    """One of several: a funnel's step as `source: step: 12 of 20 kept (too_long 8)`, anything else as `key value`."""
+    if not isinstance(entry, Mapping):
+        return str(entry)
+    if {"source", "step", "in", "kept"} <= entry.keys():
+        why = ", ".join(f"{rule} {count:,}" for rule, count in entry.get("why", {}).items())
+        return f"{entry['source']}: {entry['step']}: {entry['kept']:,} of {entry['in']:,} kept" + (why and f" ({why})")
+    return ", ".join(f"{key} {value}" for key, value in entry.items())
 
 
 def _legend(marked: bool) -> Text:

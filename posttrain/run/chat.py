@@ -13,6 +13,13 @@ from posttrain.run.quiet import hush_libraries
 from posttrain.templates.families import Family, Mode, get_family
 from posttrain.templates.render import Message
 
+CLOSED = {
+    "natural": "ended by itself",
+    "budget": "stopped by the budget",
+    "eos": "closed where the model would have ended its turn",
+}
+"""What ended the thinking (`Completion.closed_by`), in words."""
+
 HELP = "/think, /no_think: mode from here on   /budget N: thinking tokens (-1: no limit)   /clear: forget   /quit"
 
 
@@ -72,7 +79,7 @@ def _answer(generate: Generator, history: list[Message], mode: Mode, thinking_bu
     if completion.message.reasoning and completion.message.reasoning.strip():
         print(f"{dim}{completion.message.reasoning.strip()}{plain}")
     print(completion.message.content.strip())
-    closed = f", thinking closed by {completion.closed_by}" if completion.closed_by else ""
+    closed = f", {CLOSED.get(completion.closed_by, completion.closed_by)}" if completion.closed_by else ""
     cut = ", cut off" if completion.truncated else ""
     print(f"{dim}({completion.thinking_tokens} thinking tokens{closed}{cut}){plain}")
     return completion.message.to_message()
