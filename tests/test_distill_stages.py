@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 
+from posttrain.data.funnel import Funnel
 from posttrain.distill.off_policy import OffPolicyDistillationStage
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
@@ -16,6 +18,9 @@ from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.kinds import stage_class
 from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Stage, StageContext
+from posttrain.sft.queries import limited
+from posttrain.sft.sampler import Models
+from posttrain.sft.sources import Collector
 from posttrain.sft.stage import SftStage
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.templates.families import Kind, get_family
@@ -88,6 +93,21 @@ def test_the_teacher_answers_in_both_modes_in_the_shares_asked_for() -> None:
     assert sft.teacher == "flagship"
     assert sft.fusion is not None and sft.fusion.multi_turn is None
     assert stage.result_kind("base") == "hybrid"
+
+
+def test_both_modes_ask_the_same_queries() -> None:
+    stage = off_policy(queries={"from": {"sums": 3, "words": 1}, "limit": 100}).as_sft()
+    context: Any = SimpleNamespace(seed=5)
+    collector = Collector(context, stage.filters, Funnel(), Models(context))
+    rows = Dataset.from_dict({"place": list(range(1000))})
+    drawn: dict[str | None, list[list[int]]] = {}
+    for number, source in enumerate(stage.samples):
+        spec = source.rejection_sampling
+        assert spec is not None
+        drawn.setdefault(spec.queries, []).append(limited(rows, spec.limit, collector.draw(spec, number))["place"][:])
+    assert [len(each[0]) for each in drawn.values()] == [75, 25]
+    for thinking, non_thinking in drawn.values():
+        assert thinking == non_thinking and thinking != list(range(len(thinking)))
 
 
 def test_only_the_verifier_filters_and_only_if_asked() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -95,6 +95,7 @@ class Collector:
     filters: Filters
     funnel: Funnel
     models: Models
+    _asked: dict[tuple[str | None, str | None, int | None], int] = field(default_factory=dict)
 
     def collect(self, sources: Sequence[SampleSource]) -> dict[str, Dataset]:
         """One pool (`samples.write_pool`) a source, by label, in order.
@@ -165,8 +166,7 @@ class Collector:
         queries = query_rows(self.context, spec.queries, spec.queries_of)
         queries = QuerySelector(self.context, filters.queries, self.funnel, self.models, number, label).select(queries)
         # Balanced queries take turns by domain: their first part is balanced too.
-        seed = None if filters.queries.balance_domains else self._seed("queries", number)
-        queries = limited(queries, spec.limit, seed)
+        queries = limited(queries, spec.limit, None if filters.queries.balance_domains else self.draw(spec, number))
         if not len(queries):
             return
         completions = self._completions(queries, spec, number)
@@ -185,6 +185,11 @@ class Collector:
         )
         active = filters.responses.active()
         yield from select(completions, active, around, keep=spec.keep, source=label, funnel=self.funnel)
+
+    def draw(self, spec: RejectionSampling, number: int) -> int:
+        """The seed of a source's choice of queries. Sources that differ in mode alone choose the same ones."""
+        first = self._asked.setdefault((spec.queries, spec.queries_of, spec.limit), number)
+        return self._seed("queries", first)
 
     def _completions(self, queries: Dataset, spec: RejectionSampling, number: int) -> Completions:
         return Completions(
