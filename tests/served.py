@@ -22,6 +22,12 @@ THOUGHT = (" Let", " me", " check", " that", " again", ".")  # said over and ove
 ANSWER = ("The", " answer", " is", " 42", "!")
 CLOSES = 0.2  # probability of the close marker after a sentence, at temperature 1
 MODEL = "thinker"
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+}
 
 
 def build_thinker(directory: Path) -> None:
@@ -83,10 +89,12 @@ class Server:
         url: http://host:port
         process: `posttrain serve`, which has become `vllm serve`.
         log: what it printed.
+        headers: sent with every request.
     """
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.url, self.process, self.log = url, process, log
+        self.headers: dict[str, str] = {}
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
@@ -95,7 +103,7 @@ class Server:
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """The status and the JSON of the answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"content-type": "application/json", **headers}
+        headers = {"content-type": "application/json", **self.headers, **headers}
         request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
@@ -106,9 +114,8 @@ class Server:
 
     def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """The events of a streamed answer."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps({**body, "stream": True}).encode(), {"content-type": "application/json"}
-        )
+        headers = {"content-type": "application/json", **self.headers}
+        request = urllib.request.Request(self.url + path, json.dumps({**body, "stream": True}).encode(), headers)
         with urllib.request.urlopen(request, timeout=120) as answer:
             lines = [line.decode().strip() for line in answer]
         events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]

@@ -42,6 +42,11 @@ REQUESTS: dict[str, str] = {  # vLLM's own request of each route, asked whether 
     "/v1/messages": "vllm.entrypoints.anthropic.protocol:AnthropicMessagesRequest",
 }
 PLAYGROUND = "/playground"
+# One page with all in it: it may ask this server, and nobody else.
+PAGE_POLICY = (
+    b"default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 _ledger: ContextVar[Ledger | None] = ContextVar("posttrain_ledger", default=None)
 
@@ -60,8 +65,8 @@ class ThinkingBudget:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "http" and scope["method"] == "POST" and path in ROUTES:
             await Exchange(path, self._server).run(self._app, scope, receive, send)
-        elif scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and path == PLAYGROUND:
-            await _send(send, 200, _playground(), b"text/html; charset=utf-8")
+        elif scope["type"] == "http" and scope["method"] == "GET" and path == PLAYGROUND:
+            await _send_page(send, _playground())
         else:
             await self._app(scope, receive, send)
 
@@ -249,7 +254,12 @@ def _playground() -> bytes:
     return (Path(__file__).parents[1] / "playground.html").read_bytes()
 
 
-async def _send(send: Send, status: int, body: bytes, kind: bytes) -> None:
-    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _send_page(send: Send, page: bytes) -> None:
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-length", str(len(page)).encode()),
+        (b"content-security-policy", PAGE_POLICY),
+        (b"cache-control", b"no-cache"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": page})

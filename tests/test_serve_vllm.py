@@ -1,0 +1,263 @@
+"""A real vLLM behind `posttrain serve`: budgets, figures, refusals and counters on every API."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.served import ANSWER, MODEL, PATHS, THOUGHT, Server, serving
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make setup-vllm)"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("served")
+    options = ["--thinking-ceiling", "60", "--thinking-efforts", "none=0,low=6,high=30"]
+    options += ["--thinking-stop-text", "\n</think>\n\n", "--api-key", "sesame"]
+    with serving(directory, *options) as running:
+        running.headers = {"authorization": "Bearer sesame"}
+        yield running
+
+
+def asked(api: str, **fields: Any) -> dict[str, Any]:
+    """A request that is answered greedily, unless `fields` say otherwise."""
+    body: dict[str, Any] = {"model": MODEL, "temperature": 0.0, **fields}
+    if api == "responses":
+        return {"max_output_tokens": 200, "input": "hi", **body}
+    if api == "completions":
+        return {"max_tokens": 200, "prompt": "hi\n", **body}
+    return {"max_tokens": 200, "messages": [{"role": "user", "content": "hi <think>"}], **body}
+
+
+def thinking_of(api: str, answer: dict[str, Any]) -> tuple[int, str | None]:
+    usage = answer["usage"]
+    details = usage["completion_tokens_details" if api in ("chat", "completions") else "output_tokens_details"]
+    return details["thinking_tokens" if api == "messages" else "reasoning_tokens"], details["thinking_closed_by"]
+
+
+def text_of(api: str, answer: dict[str, Any]) -> tuple[str, str]:
+    """The reasoning and the answer."""
+    if api == "completions":
+        before, _, after = answer["choices"][0]["text"].partition("</think>")
+        return (before, after) if after else ("", before)
+    if api == "chat":
+        message = answer["choices"][0]["message"]
+        return message["reasoning"] or "", message["content"] or ""
+    if api == "messages":
+        parts = {part["type"]: part for part in answer["content"]}
+        return parts.get("thinking", {}).get("thinking", ""), parts.get("text", {}).get("text", "")
+    items = {item["type"]: item["content"][0]["text"] for item in answer["output"]}
+    return items.get("reasoning", ""), items.get("message", "")
+
+
+@pytest.mark.parametrize("api", PATHS)
+@pytest.mark.parametrize(
+    ("fields", "tokens", "closed_by"),
+    [
+        ({"thinking_budget": 20}, 20, "budget"),
+        ({"thinking_token_budget": 20}, 20, "budget"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 7, "budget"),
+        ({"reasoning_effort": "low"}, 6, "budget"),
+        ({"reasoning": {"effort": "high"}}, 30, "budget"),
+        ({"thinking_budget": 20, "thinking_grace": 6}, 18, "grace"),
+        ({"thinking_budget": 0}, 0, "budget"),
+        ({}, 60, "budget"),
+        ({"thinking_budget": -1}, 60, "budget"),
+    ],
+)
+def test_every_api_keeps_the_budget(
+    server: Server, api: str, fields: dict[str, Any], tokens: int, closed_by: str
+) -> None:
+    status, answer = server.post(PATHS[api], asked(api, **fields))
+    assert status == 200, answer
+    assert thinking_of(api, answer) == (tokens, closed_by)
+    reasoning, content = text_of(api, answer)
+    words = "".join(THOUGHT) * 10
+    assert reasoning.removeprefix("<think>").startswith(words[: len(reasoning) - 9].rstrip("\n")[:40])
+    assert content.strip() == "".join(ANSWER)
+
+
+@pytest.mark.parametrize("api", PATHS)
+@pytest.mark.parametrize("fields", [{"enable_thinking": False}, {"thinking": {"type": "disabled"}}])
+def test_every_api_can_be_told_not_to_think(server: Server, api: str, fields: dict[str, Any]) -> None:
+    status, answer = server.post(PATHS[api], asked(api, **fields))
+    assert status == 200, answer
+    assert thinking_of(api, answer) == (0, "budget" if api == "completions" else None)
+    assert text_of(api, answer)[1].strip() == "".join(ANSWER)
+
+
+@pytest.mark.parametrize("api", PATHS)
+def test_streams_end_with_the_figures(server: Server, api: str) -> None:
+    fields: dict[str, Any] = {"thinking_budget": 9}
+    if api in ("chat", "completions"):
+        fields["stream_options"] = {"include_usage": True}
+    events = server.stream(PATHS[api], asked(api, **fields))
+    if api == "responses":
+        last = next(event["response"] for event in events if event["type"] == "response.completed")
+    else:
+        last = [event for event in events if event.get("usage")][-1]
+    assert thinking_of(api, last) == (9, "budget")
+    if api in ("chat", "completions"):
+        ends = [each for event in events for each in event["choices"] if each.get("finish_reason")]
+        assert [end["thinking"]["closed_by"] for end in ends] == ["budget"]
+
+
+def test_a_natural_end_is_told_from_the_budget(server: Server) -> None:
+    _, answer = server.post(PATHS["chat"], asked("chat", temperature=1.0, n=24, thinking_budget=20))
+    ends = [each["thinking"] for each in answer["choices"]]
+    assert {end["closed_by"] for end in ends} == {"natural", "budget"}
+    assert all(end["tokens"] == 20 for end in ends if end["closed_by"] == "budget")
+    assert all(end["tokens"] % len(THOUGHT) == 0 for end in ends if end["closed_by"] == "natural")
+    assert thinking_of("chat", answer) == (sum(end["tokens"] for end in ends), "mixed")
+
+
+def test_several_prompts_and_choices(server: Server) -> None:
+    body = asked("completions", prompt=["hi\n", "", "x\n\n"], thinking_budget=8, temperature=1.0, n=2)
+    _, answer = server.post(PATHS["completions"], body)
+    assert [each["index"] for each in answer["choices"]] == list(range(6))
+    for each in answer["choices"]:
+        assert ("<think>" in each["text"]) == (each["thinking"]["closed_by"] is not None)
+        assert each["thinking"]["tokens"] <= 8
+
+
+def test_the_ceiling_is_told(server: Server) -> None:
+    _, answer = server.post(PATHS["chat"], asked("chat", thinking_budget=1000))
+    details = answer["usage"]["completion_tokens_details"]
+    assert details["thinking_budget"] == details["reasoning_tokens"] == 60
+    assert "lowered" in details["thinking_notes"][0]
+
+
+def test_thinking_that_never_ended_is_told(server: Server) -> None:
+    _, answer = server.post(PATHS["chat"], asked("chat", max_tokens=12))
+    assert answer["choices"][0]["thinking"] == {"tokens": 11, "closed_by": "unclosed", "forced_tokens": 0}
+
+
+@pytest.mark.parametrize("api", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"thinking_buget": 3}, "did you mean thinking_budget"),
+        ({"enable_thinking": False, "thinking_budget": 3}, "switched off"),
+        ({"thinking_budget": "3"}, "whole number"),
+        ({"reasoning_effort": "hgih"}, "one of none, low, high"),
+    ],
+)
+def test_refusals_have_the_shape_of_the_api(
+    server: Server, api: str, stream: bool, fields: dict[str, Any], words: str
+) -> None:
+    status, answer = server.post(PATHS[api], asked(api, stream=stream, **fields))
+    assert status == 400
+    assert words in answer["error"]["message"]
+    if api == "messages":
+        assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
+    else:
+        assert answer["error"]["code"] == 400
+        assert answer["error"]["param"] in fields
+
+
+def test_the_clients_of_both_makers_understand(server: Server) -> None:
+    openai, anthropic = pytest.importorskip("openai"), pytest.importorskip("anthropic")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="sesame", max_retries=0)
+    ask = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+    found = client.chat.completions.create(**ask, extra_body={"thinking_budget": 12})
+    assert found.usage.completion_tokens_details.reasoning_tokens == 12
+    assert found.usage.completion_tokens_details.thinking_closed_by == "budget"
+    with pytest.raises(openai.BadRequestError, match="did you mean thinking_budget"):
+        client.chat.completions.create(**ask, extra_body={"thinking_bugdet": 12})
+    other = anthropic.Anthropic(base_url=server.url, auth_token="sesame", api_key=None, max_retries=0)
+    thinking = {"type": "enabled", "budget_tokens": 12}
+    message = other.messages.create(
+        model=MODEL, max_tokens=100, messages=ask["messages"], thinking=thinking, extra_body={"temperature": 0}
+    )
+    assert message.usage.output_tokens_details.thinking_tokens == 12
+    with pytest.raises(anthropic.BadRequestError, match="less than max_tokens"):
+        other.messages.create(model=MODEL, max_tokens=12, messages=ask["messages"], thinking=thinking)
+
+
+def test_without_the_key_nothing_is_read(server: Server) -> None:
+    before = server.get("/metrics")
+    status, answer = server.post(PATHS["chat"], asked("chat", thinking_buget=3), authorization="Bearer wrong")
+    assert (status, answer) == (401, {"error": "Unauthorized"})
+    refused = "posttrain:thinking_requests_refused_total"
+    assert lines(server.get("/metrics"), refused) == lines(before, refused)
+
+
+def test_what_is_not_json_is_vllms_to_refuse(server: Server) -> None:
+    for body in (b"{", b"[]", b'"x"', b""):
+        status, answer = server.post(PATHS["chat"], body)
+        assert status in (400, 422), answer
+
+
+def test_counting_tokens_takes_the_same_fields(server: Server) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    counts = [
+        server.post("/v1/messages/count_tokens", {**body, **fields})[1]["input_tokens"]
+        for fields in ({}, {"thinking": {"type": "disabled"}}, {"enable_thinking": False})
+    ]
+    assert counts[0] + 4 == counts[1] == counts[2]  # <think>, two gaps, </think>
+
+
+def test_a_route_that_cannot_carry_a_budget_refuses_it(server: Server) -> None:
+    body = {"model": MODEL, "messages": [[{"role": "user", "content": "hi"}]], "thinking_budget": 3}
+    status, answer = server.post("/v1/chat/completions/batch", body)
+    assert status == 400, answer
+    assert "passes no thinking budget on" in answer["error"]["message"]
+
+
+def test_counters_stand_beside_vllms(server: Server) -> None:
+    before = server.get("/metrics")
+    server.post(PATHS["chat"], asked("chat", thinking_budget=10))
+    server.post(PATHS["chat"], asked("chat", thinking_buget=10))
+    after = server.get("/metrics")
+    assert "vllm:generation_tokens_total" in after
+
+    def grown(name: str) -> float:
+        return sum(lines(after, name).values()) - sum(lines(before, name).values())
+
+    assert grown("posttrain:thinking_budget_completions_total") == 1
+    assert grown("posttrain:thinking_tokens_total") == 10
+    assert grown('posttrain:thinking_closed_total{reason="budget"}') == 1
+    assert grown('posttrain:thinking_requests_refused_total{reason="unknown"}') == 1
+    assert lines(after, "posttrain:thinking_budget_unenforced_total") == {
+        "posttrain:thinking_budget_unenforced_total": 0.0
+    }
+
+
+def test_many_at_once_do_not_mix(server: Server) -> None:
+    budgets = [1 + 7 * at % 50 for at in range(60)]
+
+    def ask(budget: int) -> tuple[int, str | None]:
+        return thinking_of("chat", server.post(PATHS["chat"], asked("chat", thinking_budget=budget))[1])
+
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        assert list(pool.map(ask, budgets)) == [(budget, "budget") for budget in budgets]
+
+
+def test_a_client_that_hangs_up_harms_nobody(server: Server) -> None:
+    import http.client
+
+    host = server.url.removeprefix("http://")
+    for _ in range(5):
+        line = http.client.HTTPConnection(host, timeout=30)
+        body = json.dumps(asked("chat", stream=True, max_tokens=3000, vllm_xargs={"thinking_budget": 50}))
+        line.request("POST", PATHS["chat"], body, {"content-type": "application/json", **server.headers})
+        line.getresponse().read(10)
+        line.close()
+    status, answer = server.post(PATHS["chat"], asked("chat", thinking_budget=5))
+    assert (status, thinking_of("chat", answer)) == (200, (5, "budget"))
+
+
+def lines(metrics: str, start: str) -> dict[str, float]:
+    found = (line.rpartition(" ") for line in metrics.splitlines() if line.startswith(start))
+    return {name: float(value) for name, _, value in found}
