@@ -72,7 +72,8 @@ def serve(arguments: argparse.Namespace, rest: Sequence[str], words: Sequence[st
         raise PosttrainError(problems)
     environment = {**os.environ, SETTINGS: json.dumps(settings)}
     command = command_line(arguments, rest)
-    print(f"posttrain: {SETTINGS}='{environment[SETTINGS]}' {' '.join(command[3:])}", file=sys.stderr, flush=True)
+    ours = " ".join(command[3 : len(command) - len(rest)])  # the rest may hold an API key
+    print(f"posttrain: {SETTINGS}='{environment[SETTINGS]}' vllm {ours} ...", file=sys.stderr, flush=True)
     os.execve(command[0], command, environment)
 
 

@@ -28,7 +28,7 @@ from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ROADMAP.md", "docs/recipe.md", "templates/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ROADMAP.md", "docs/recipe.md", "docs/serving.md", "templates/README.md")
 
 
 def text_of(page: str) -> str:
@@ -82,7 +82,7 @@ def test_commands_of_the_readme_parse() -> None:
     found = list(commands("README.md"))
     for words in found:
         parser().parse_args(words)
-    assert {words[0] for words in found} == {"check", "run", "report", "eval", "chat", "data"}
+    assert {words[0] for words in found} == {"check", "run", "report", "eval", "chat", "data", "serve"}
 
 
 def test_a_command_that_is_not_there_would_be_noticed() -> None:
