@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
+from posttrain.budget.request import BudgetRequest
 from posttrain.budget.state import BudgetRule, BudgetState
 from posttrain.errors import PosttrainError, Problem
 
@@ -16,9 +17,10 @@ HISTORY = 16  # ids of each row compared from one call to the next
 class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
     """Enforces the rule of `posttrain.budget.state` in one call of `generate(logits_processor=[...])`.
 
-    A processor sees the scores before sampling, not what is sampled. So an EOS inside a limited block closes it where
-    EOS is the most probable token, and is kept from being sampled where it is not. Under greedy decoding that is
-    exactly "the close in the place of the EOS"; `posttrain.model.generation` does that under sampling as well.
+    A processor sees the scores before sampling, not what is sampled. So it decides itself, before, whether an end that
+    has to be replaced (an EOS inside limited thinking; any end of thinking below a minimum) comes: with the
+    probability that the scores give it at `temperature`. If it comes, its replacement is forced; if not, it cannot be
+    sampled. Every token comes as often as if the sample had been seen and replaced, but for what top-k and top-p cut.
 
     Scores are changed in place, and only in rows with something to force or to guard. Prompts may be padded on the
     left; what `generate` appends to a finished row (a row ends with one of the rule's `eos_ids` or `pad_token_id`) is
@@ -26,15 +28,18 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
     then stands in `states[row]`. Make a new processor for each call.
 
     Args:
-        rule: the ids.
-        budgets: one per row, in tokens, None or -1 for no limit. With `num_return_sequences=n` a row is a sequence, and
-            those of a prompt follow each other.
+        rule: the ids, for all rows, or one per row (`posttrain.budget.tokens.budget_rules`), as stop texts need.
+        requests: one per row: a `BudgetRequest`, or a budget in tokens, None or -1 for no limit. With
+            `num_return_sequences=n` a row is a sequence, and those of a prompt follow each other.
         thinking_open: one per row: the generation prompt ends inside an open block. Default: none does.
         pad_token_id: what `generate` pads finished rows with, where that is not an EOS. Rows with a limit cannot sample
             it: taken for the end of its row, it would be the end of the limit.
+        temperature: what `generate` samples with; 0 for greedy decoding.
+        max_new_tokens: what `generate` is given; an answer reserve is a part of it.
 
     Raises:
-        PosttrainError: when called, if the rows are not those budgeted, or move between calls, as beams do.
+        PosttrainError: a stop text of a request stands in no rule, or a request cannot be kept. When called: the rows
+            are not those budgeted, or move between calls, as beams do.
         RuntimeError: when called, if something else overruled a forced id.
     """
 
@@ -42,20 +47,31 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
 
     def __init__(
         self,
-        rule: BudgetRule,
-        budgets: Sequence[int | None],
+        rule: BudgetRule | Sequence[BudgetRule],
+        requests: Sequence[BudgetRequest | int | None],
         *,
         thinking_open: Sequence[bool] | None = None,
         pad_token_id: int | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
     ) -> None:
-        opened = thinking_open if thinking_open is not None else [False] * len(budgets)
-        self.states = [
-            BudgetState(rule, budget, thinking_open=is_open) for budget, is_open in zip(budgets, opened, strict=True)
-        ]
-        self._rule = rule
-        self._eos_ids = sorted(rule.eos_ids)
-        self._pad = None if pad_token_id in rule.eos_ids else pad_token_id
-        self._limited = [row for row, budget in enumerate(budgets) if budget not in (None, -1)]
+        asked = [each if isinstance(each, BudgetRequest) else BudgetRequest(each) for each in requests]
+        rules = [rule] * len(asked) if isinstance(rule, BudgetRule) else list(rule)
+        opened = thinking_open if thinking_open is not None else [False] * len(asked)
+        if isinstance(rule, BudgetRule) and any(each.stop_text is not None for each in asked):
+            what = "a request has a stop text of its own, and one rule is given for all rows"
+            raise PosttrainError(Problem(what, remedy="give budget_rules(tokenizer, family, requests)"))
+        try:
+            self.states = [
+                BudgetState(own, request, thinking_open=is_open, max_tokens=max_new_tokens)
+                for own, request, is_open in zip(rules, asked, opened, strict=True)
+            ]
+        except ValueError as error:
+            raise PosttrainError(Problem(str(error), remedy="give max_new_tokens, or another request")) from None
+        self._eos_ids = frozenset().union(*(each.eos_ids for each in rules))
+        self._pad = None if pad_token_id in self._eos_ids else pad_token_id
+        self._temperature = temperature
+        self._limited = [row for row, each in enumerate(asked) if each.limited]
         self._running = list(range(len(self.states)))
         self._history: torch.Tensor | None = None  # (rows, up to HISTORY) ids that ended the previous call's input
 
@@ -67,7 +83,7 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
         self._history = input_ids[:, -HISTORY:]
         if self._pad is not None:
             scores[self._limited, self._pad] = float("-inf")
-        self._guard_eos(scores)
+        self._guard_ends(scores)
         forced = [(row, token) for row in self._running if (token := self.states[row].forced_token()) is not None]
         if forced:
             rows, tokens = (torch.tensor(column, device=scores.device) for column in zip(*forced, strict=True))
@@ -86,19 +102,27 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
         self._running = [row for row in self._running if latest[row] != self._pad]
         for row in self._running:
             self.states[row].observe(latest[row])
-        self._running = [row for row in self._running if latest[row] not in self._rule.eos_ids]
+        self._running = [row for row in self._running if latest[row] not in self._eos_ids]
 
-    def _guard_eos(self, scores: torch.Tensor) -> None:
-        guarded = [row for row in self._running if self.states[row].guards_eos]
-        if not guarded or not self._eos_ids:
+    def _guard_ends(self, scores: torch.Tensor) -> None:
+        guarded = [(row, *redirect) for row in self._running if (redirect := self.states[row].redirect())]
+        if not guarded:
             return
-        rows = torch.tensor(guarded, device=scores.device)
-        eos_ids = torch.tensor(self._eos_ids, device=scores.device)
-        wants_end = scores[:, eos_ids].amax(-1)[rows] >= scores.amax(-1)[rows]
-        for row, wants in zip(guarded, wants_end.tolist(), strict=True):
-            if wants:
+        pairs = [(at, token) for at, (_, ids, _) in enumerate(guarded) for token in sorted(ids)]
+        at, tokens = (torch.tensor(column, device=scores.device) for column in zip(*pairs, strict=True))
+        rows = torch.tensor([row for row, _, _ in guarded], device=scores.device)
+        scores_R_V = scores[rows].float()
+        others_R_V = scores_R_V.index_put((at, tokens), scores_R_V.new_tensor(float("-inf")))
+        if self._temperature:
+            others_R = (others_R_V / self._temperature).logsumexp(-1)
+            all_R = (scores_R_V / self._temperature).logsumexp(-1)
+            comes_R = torch.rand(len(guarded), device=scores.device) >= (others_R - all_R).exp()
+        else:
+            comes_R = others_R_V.amax(-1) < scores_R_V.amax(-1)
+        for (row, _, _), comes in zip(guarded, comes_R.tolist(), strict=True):
+            if comes:
                 self.states[row].close_for_eos()
-        scores[rows[:, None], eos_ids] = float("-inf")
+        scores[rows[at], tokens] = float("-inf")
 
     def _check_rows(self, input_ids: torch.Tensor) -> None:
         why = "the state of a thinking budget belongs to a row that stays where it is, and beams move"

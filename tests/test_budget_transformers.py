@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM
 
+from posttrain.budget.request import BudgetRequest
 from posttrain.budget.state import BudgetRule, BudgetState
 from posttrain.budget.transformers import ThinkingBudgetProcessor
 from posttrain.errors import PosttrainError
@@ -102,19 +103,17 @@ def test_budgets_of_a_mixed_batch_are_exact(model: Any) -> None:
 def test_every_sampled_row_keeps_the_rule(model: Any, rule: BudgetRule, thinking_open: bool) -> None:
     rows = 96
     budgets = [row % 12 for row in range(rows)]
-    processor = ThinkingBudgetProcessor(rule, budgets, thinking_open=[thinking_open] * rows, pad_token_id=PAD)
+    processor = ThinkingBudgetProcessor(
+        rule, budgets, thinking_open=[thinking_open] * rows, pad_token_id=PAD, temperature=1.5
+    )
     completions = generate(
         model, processor, Lean(), rows=rows, do_sample=True, temperature=1.5, top_k=0, max_new_tokens=80
     )
     closed = set()
     for budget, completion, state in zip(budgets, completions, processor.states, strict=True):
         again = BudgetState(rule, budget, thinking_open=thinking_open)
-        for token, is_forced in zip(completion, state.forced, strict=False):
-            if not is_forced or again.forced_token() is None:  # a run that an EOS began is not in the stream
-                again.observe(token)
-            else:
-                assert again.forced_token() == token
-                again.observe(token)
+        again.replay(completion, state.forced)  # raises where a due id was not delivered
+        assert again.outcome() == state.outcome()
         assert state.thinking_tokens <= budget
         assert completion[-1] not in rule.eos_ids or not state.thinking  # no EOS inside a block
         assert len(state.forced) == len(completion)
@@ -174,3 +173,72 @@ def test_beams_are_refused(model: Any, budgets: list[int]) -> None:
     processor = ThinkingBudgetProcessor(RULE, budgets)
     with pytest.raises(PosttrainError, match="beams move"):
         model.generate(ids, attention_mask=mask, num_beams=3, max_new_tokens=30, logits_processor=[processor])
+
+
+FULL = BudgetRule(
+    (OPEN,), (CLOSE,), (10, 11, CLOSE, 13), frozenset({EOS}), (8, 9), (5,), (6,), frozenset({20, 21, 22, 23})
+)
+
+
+def test_every_feature_of_a_request_row_by_row(model: Any) -> None:
+    requests = [
+        BudgetRequest(12, grace=6),
+        BudgetRequest(answer_reserve=8),
+        BudgetRequest(12, minimum=6),
+        BudgetRequest(loop_guard=6),
+        BudgetRequest(3),
+        BudgetRequest(),
+    ]
+    processor = ThinkingBudgetProcessor(FULL, requests, max_new_tokens=20)
+
+    class Rows(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            step = input_ids.shape[1] - 9
+            scores[:, 24 + step % 7] += 1e4  # period 7: no loop in six tokens
+            if step == 0:
+                scores[:, OPEN] += 1e5
+            if step == 3:
+                scores[2, CLOSE] += 1e5
+            if step == 9:
+                scores[0, 20] += 1e5  # ends a sentence
+            if step > 4:
+                scores[3, 25] += 1e5  # and again, and again
+            if step == 2:
+                scores[4, 5] += 1e5  # a tool call, to the end
+            return scores
+
+    rows = generate(model, processor, Rows(), rows=6, max_new_tokens=20)
+    assert rows[0][9:14] == [20, 10, 11, CLOSE, 13]
+    assert rows[1][8:12] == [10, 11, CLOSE, 13]  # and eight tokens follow
+    assert rows[2][3:5] == [8, 9]
+    assert rows[3][5:15] == [25] * 6 + [10, 11, CLOSE, 13]
+    assert not any(processor.states[4].forced)
+    assert [state.closed_by for state in processor.states] == ["grace", "reserve", "budget", "loop", None, None]
+
+
+def test_rows_have_stop_texts_of_their_own(model: Any) -> None:
+    rules = [RULE, BudgetRule((OPEN,), (CLOSE,), (14, 15, CLOSE), frozenset({EOS}))]
+    requests = [BudgetRequest(2), BudgetRequest(2, stop_text="enough")]
+    processor = ThinkingBudgetProcessor(rules, requests)
+    completions = generate(model, processor, Script(OPEN), rows=2)
+    assert completions[0][3:8] == [10, 11, 12, CLOSE, 13]
+    assert completions[1][3:6] == [14, 15, CLOSE]
+    with pytest.raises(PosttrainError, match="a stop text of its own"):
+        ThinkingBudgetProcessor(RULE, requests)
+    with pytest.raises(PosttrainError, match="max_tokens"):
+        ThinkingBudgetProcessor(RULE, [BudgetRequest(answer_reserve=3)])
+
+
+def test_an_end_is_replaced_as_often_as_it_would_have_come() -> None:
+    """0.3 EOS, 0.1 close marker, 0.6 other, in 20,000 rows: within four standard errors."""
+    rows, temperature = 20_000, 0.7
+    wanted = torch.full((32,), 0.6 / 30).index_put((torch.tensor([EOS, CLOSE]),), torch.tensor([0.3, 0.1]))
+    scores = (wanted.log() * temperature).expand(rows, -1).clone()
+    processor = ThinkingBudgetProcessor(FULL, [9] * rows, thinking_open=[True] * rows, temperature=temperature)
+    torch.manual_seed(0)
+    sampled = torch.multinomial(
+        (processor(torch.zeros(rows, 1, dtype=torch.long), scores) / temperature).softmax(-1), 1
+    )
+    forced = torch.tensor([state.forced_token() is not None for state in processor.states])
+    for share, found in ((0.3, forced), (0.1, (sampled[:, 0] == CLOSE) & ~forced), (0.0, sampled[:, 0] == EOS)):
+        assert abs(found.float().mean().item() - share) <= 4 * (share * (1 - share) / rows) ** 0.5
