@@ -100,7 +100,8 @@ def _check(arguments: argparse.Namespace) -> None:
     from posttrain.recipe.load import load_recipe
     from posttrain.run.plan import print_plan
 
-    print_plan(load_recipe(arguments.recipe, arguments.set))
+    loaded = load_recipe(arguments.recipe, arguments.set)
+    print_plan(loaded, arguments.output or Path("runs") / loaded.recipe.name)
 
 
 def _run(arguments: argparse.Namespace) -> None:

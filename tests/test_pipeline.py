@@ -154,3 +154,14 @@ def test_models_load_as_they_are(finished_run: Path) -> None:
     assert out.shape[1] > 0
     assert model.generation_config.temperature == 0.6 and model.generation_config.top_k == 20
     assert "fusion" in (directory / "README.md").read_text()
+
+
+def test_check_tells_what_a_run_would_refuse(finished_run: Path) -> None:
+    before = sorted(path.name for path in finished_run.iterdir())
+    done = posttrain("check", CHAIN, "--output", finished_run)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 stages finished" in done.stdout
+    changed = posttrain("check", CHAIN, "--output", finished_run, "--set", "stages.fusion.train.learning_rate=1e-3")
+    assert changed.returncode == 2
+    assert "stage fusion is finished, and the recipe has changed under it: train.learning_rate" in changed.stderr
+    assert sorted(path.name for path in finished_run.iterdir()) == before

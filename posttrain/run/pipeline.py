@@ -215,16 +215,22 @@ def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
             )
         for name in names[names.index(restart_from) :]:
             pipeline.run.stage(name).clear()
+    if problems := changes(pipeline.recipe, pipeline.run):
+        raise PosttrainError(problems)
+
+
+def changes(recipe: Recipe, run: RunDir) -> list[Problem]:
+    """What keeps a run from going on with a recipe: stages begun or finished with another one, models damaged since."""
     problems = []
     changed: set[str] = set()
-    for name in names:
-        stage = pipeline.run.stage(name)
+    for name in recipe.stages:
+        stage = run.stage(name)
         started = read_json(stage.started)
         if started is None:
             continue
         state = "finished" if stage.record.exists() else "half done"
-        differences = fingerprint_difference(started, recipe_fingerprint(pipeline.recipe, name))
-        if differences and changed & dependencies_of(pipeline.recipe, name):
+        differences = fingerprint_difference(started, recipe_fingerprint(recipe, name))
+        if differences and changed & dependencies_of(recipe, name):
             continue  # told where it began
         changed |= {name} if differences else set()
         for line in differences:
@@ -237,8 +243,7 @@ def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
             )
         if stage.record.exists():
             problems += [Problem(fault, remedy=f"run with --restart-from {name}") for fault in faults_of(stage.model)]
-    if problems:
-        raise PosttrainError(problems)
+    return problems
 
 
 def _report(pipeline: Pipeline) -> Path:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from posttrain.errors import PosttrainError
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
 from posttrain.recipe.trainer_options import option_names
 from posttrain.run.context import root_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_BATCH = 8  # transformers' per_device_train_batch_size
@@ -157,11 +162,14 @@ def _rows_of(spec: DataSpec) -> int | None:
     return None
 
 
-def print_plan(loaded: LoadedRecipe) -> None:
+def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
     """Validate with the libraries' own judgement, and print the plan.
 
+    Args:
+        directory: the run's, there or not yet: it is looked at, and left as it is.
+
     Raises:
-        PosttrainError: a library refuses an option.
+        PosttrainError: a library refuses an option, or a run that stands there cannot go on with this recipe.
     """
     from rich.console import Console
     from rich.table import Table
@@ -221,7 +229,25 @@ def print_plan(loaded: LoadedRecipe) -> None:
         f"evaluation after each stage: {reserved} reserved queries x {recipe.evaluation.samples} in every mode, "
         f"{len(recipe.evaluation.budgets)} budgets, {recipe.evaluation.think_follow.dialogues} dialogues"
     )
+    _print_state(recipe, directory, disk, console)
     console.print("valid")
+
+
+def _print_state(recipe: Recipe, directory: Path, disk: int, console: Console) -> None:
+    """Where the run is to be or stands, what of it is done, and whether there is room for it."""
+    from posttrain.model.artifacts import RunDir
+    from posttrain.run.pipeline import changes
+
+    run = RunDir(directory)
+    if problems := changes(recipe, run):
+        raise PosttrainError(problems)
+    done = [name for name in recipe.stages if run.stage(name).record.exists()]
+    state = f"{len(done)} of {len(recipe.stages)} stages finished" if run.recipe.exists() else "not begun"
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    console.print(f"run: {directory}, {state}; {short(free, 'B')} free on its disk")
+    if free < disk:
+        console.print(f"[bold]warning:[/bold] the plan needs about {short(disk, 'B')} of disk", highlight=False)
 
 
 def short(value: float | None, unit: str = "") -> str:
