@@ -1,0 +1,131 @@
+"""Does vLLM keep every thinking budget? Random requests through real engines, and through vLLM's native budget.
+
+    python benchmarks/budget_engine.py                                   all settings, 1,000 requests each on V1
+    python benchmarks/budget_engine.py --requests 100 --settings v1-plain,v2-ngram --without-native
+
+Every request has a prompt, a budget, a temperature, a stop text, a length and biases of its own, drawn from a seed; one
+in ten has no budget. The model is a tiny Qwen3 with random weights (tests/vllm_model.py). Settings:
+
+    plain        up to 32 requests at once
+    preemption   so few blocks of cache that requests are thrown out and read again
+    chunked      prompts are read 32 tokens at a time
+    ngram        n-gram speculation, three drafts (V2; V1 refuses a processor there)
+
+V1 is what a CPU build of vLLM runs. V2, written for GPUs, runs through Triton's interpreter at some ten tokens a
+second, so it gets a fifth of the requests (`--interpreted`). A violation is a completion in which
+`budget_verdict.faults`, which knows the ids and the request alone, finds a fault. vLLM's native budget gets the same
+requests with the one stop text it can have, and is not asked to close thinking at an end of turn, which it does not
+claim to do.
+
+Results are added to docs/results/budget_engine.json, from which docs/make_budget_support.py writes the support table.
+The last line is JSON: `ours` and `theirs` are violations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "budget_engine.json"
+SETTINGS = (
+    "v1-plain", "v1-preemption", "v1-chunked", "v2-plain", "v2-preemption", "v2-chunked", "v2-ngram",
+)  # fmt: skip
+
+
+def run(setting: str, native: bool, requests: int, seed: int, model: str, python: str) -> dict[str, Any]:
+    """One engine in a process of its own."""
+    name, scenario = setting.split("-")
+    asked = {
+        "scenario": scenario, "native": native, "requests": requests, "seed": seed, "model": model,
+        "rows": 32 if name == "v1" else 16, "blocks": 48 if name == "v1" else 28,
+    }  # fmt: skip
+    environment = {
+        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+    }  # fmt: skip
+    if name == "v2":
+        interpreted = str(ROOT / "tests" / "interpreted")
+        environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": interpreted}
+    command = [python, str(ROOT / "benchmarks" / "budget_requests.py"), json.dumps(asked)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = [line.removeprefix("RESULT") for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if not result:
+        words = [line for line in done.stderr.splitlines() if "Error" in line]
+        return {"setting": setting, "native": native, "error": (words or [done.stderr[-300:]])[-1][-300:]}
+    return {"setting": setting, "native": native, "requests": requests, "seed": seed, **json.loads(result[-1])}
+
+
+def keep(result: dict[str, Any]) -> None:
+    """Put a result into the file, in the place of an earlier one of the same setting and version."""
+    key = ("setting", "native", "vllm")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = [each for each in kept if [each.get(name) for name in key] != [result.get(name) for name in key]]
+    kept.append({**result, "date": time.strftime("%Y-%m-%d", time.gmtime())})
+    kept.sort(key=lambda each: [str(each.get(name)) for name in key])
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1000, help="of each setting under V1")
+    parser.add_argument("--interpreted", type=int, help="of each setting under V2; default: a fifth")
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--without-native", action="store_true")
+    parser.add_argument("--without-ours", action="store_true")
+    parser.add_argument("--python", default=sys.executable, help="of another environment, with another vLLM")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    interpreted = arguments.interpreted or max(1, arguments.requests // 5)
+    sys.path.insert(0, str(ROOT / "tests"))
+    from vllm_model import write_tiny_model
+
+    totals = {False: 0, True: 0}
+    completions, failed = {False: 0, True: 0}, False
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(write_tiny_model(Path(scratch) / "model"))
+        for setting in arguments.settings.split(","):
+            count = interpreted if setting.startswith("v2") else arguments.requests
+            for native in (False, True):
+                if (native and arguments.without_native) or (not native and arguments.without_ours):
+                    continue
+                result = run(setting, native, count, arguments.seed, model, arguments.python)
+                keep(result)
+                if "error" in result:
+                    failed |= not native
+                    print(
+                        f"{setting:14} {'native' if native else 'ours':6} does not start: {result['error']}", flush=True
+                    )
+                    continue
+                totals[native] += result["wrong"]
+                completions[native] += result["seen"]["completions"]
+                print(
+                    f"{setting:14} {'native' if native else 'ours':6} {result['wrong']:5} of "
+                    f"{result['seen']['completions']} completions wrong   {json.dumps(result['kinds'])}",
+                    flush=True,
+                )
+    ours, theirs = totals[False], None if arguments.without_native else totals[True]
+    print(
+        json.dumps(
+            {
+                "name": "budget_engine",
+                "ours": ours,
+                "theirs": theirs,
+                "unit": f"violations in {completions[False]} and {completions[True]} completions",
+                "ratio": None,
+                "target": 0,
+                "met": ours == 0 and not failed and completions[False] > 0,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

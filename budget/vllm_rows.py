@@ -1,0 +1,99 @@
+"""One request of an engine's batch under the budget, looked at only when what it says can have changed.
+
+A state knows for how many plain tokens it stays quiet (`BudgetState.quiet`); until then a token matters only if it is
+one of the rule's marks. So most steps cost a look at the latest token, whatever the length, and the tokens in between
+are told to the state at once.
+
+Everything here is a function of the tokens: a request that is removed and comes back with the same tokens (preemption,
+discarded drafts) stands where it stood. Nothing depends on having seen each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+
+from posttrain.budget.state import BudgetState
+
+SHORTEST = 8  # tokens; a row that would sleep for fewer stays awake
+LONGEST = 1024  # tokens; a row sleeps no longer, so that it never has much to catch up with in one step
+PLACEHOLDER = -1  # in the place of a token that was sampled, but did not arrive yet
+
+
+class Row:
+    """One request under the budget.
+
+    Args:
+        fresh: makes the state before the first token.
+        read: the completion's tokens from one place to another, as far as they are known.
+        marks: the ids that a quiet state has to see.
+        temperature: of the request's sampling, for the scores of an end (`vllm_scores`).
+
+    Attributes:
+        temperature: as given.
+        wake: the length of the completion at which the state has to be asked again, whatever the tokens are.
+    """
+
+    __slots__ = ("_checked", "_fresh", "_marks", "_read", "_seen", "_state", "temperature", "wake")
+
+    def __init__(
+        self,
+        fresh: Callable[[], BudgetState],
+        read: Callable[[int, int], Sequence[int]],
+        marks: Set[int],
+        temperature: float,
+    ) -> None:
+        self._fresh = fresh
+        self._read = read
+        self._marks = marks
+        self.temperature = temperature
+        self._restart()
+
+    def _restart(self) -> None:
+        self._state = self._fresh()
+        self._seen = 0  # tokens that the state knows
+        self._checked = 0  # tokens known to be plain, those included
+        self.wake = min(self._state.quiet(), LONGEST) + 1
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it stays quiet for some time if no mark comes."""
+        return self.wake - self._checked > SHORTEST
+
+    def forced(self) -> int | None:
+        """The id that must come next, after the tokens followed so far; None: the model's choice."""
+        return self._state.forced_token()
+
+    def redirect(self) -> tuple[frozenset[int], int] | None:
+        """The ids that must not come next, and the one that takes their place."""
+        return self._state.redirect()
+
+    def follow(self, length: int) -> bool:
+        """Come to the end of a completion that has `length` tokens. Returns whether the answers can have changed.
+
+        Raises:
+            RuntimeError: the engine did not deliver a forced id, or has not got the tokens yet.
+        """
+        if length < self._checked:  # the engine took tokens back
+            self._restart()
+            self.follow(length)
+            return True
+        tokens = self._read(self._checked, length)
+        if length < self.wake and self._marks.isdisjoint(tokens):
+            self._checked = length
+            return False
+        self._tell(length)
+        return True
+
+    def ahead(self) -> BudgetState:
+        """The state after the followed tokens, to be led along a draft that may be thrown away."""
+        if self._seen < self._checked:
+            self._tell(self._checked)
+        return self._state.copy()
+
+    def _tell(self, length: int) -> None:
+        tokens = self._read(self._seen, length)
+        if PLACEHOLDER in tokens:
+            raise RuntimeError("the engine shows a placeholder where the budget needs the token")
+        self._state.replay(tokens)
+        self._seen = self._checked = length
+        self.wake = length + min(self._state.quiet(), LONGEST) + 1
