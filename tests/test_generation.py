@@ -417,3 +417,15 @@ def test_faults_of_the_rule_are_told() -> None:
     family = dataclasses.replace(FAMILY, stop_thinking="\n</think>")
     with pytest.raises(PosttrainError, match=r"splits the think markers(.|\n)*add '<think>'"):
         budget_rule(PreTrainedTokenizerFast(tokenizer_object=merging), family)
+
+
+def test_answers_past_the_models_positions_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = chain_model(**THINKS_ON)
+    model.config.max_position_embeddings = 40
+    generate = Generator(model, tokenizer(), FAMILY, max_new_tokens=30, sampling=GREEDY)
+    with caplog.at_level("WARNING", logger="posttrain"):
+        short = generate([user("a", mode="non_thinking", thinking_budget=0)], seed=0)
+        assert len(short[0].prompt_ids) + len(short[0].completion_ids) <= 40 and not caplog.messages
+        for _ in range(2):
+            generate([user("a", mode="thinking"), user("a", mode="non_thinking")], seed=0)
+    assert caplog.messages == ["1 of 2 completions went on past the model's 40 positions (prompt and answer together)"]

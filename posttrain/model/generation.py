@@ -6,6 +6,7 @@ Rejection sampling, evaluation, teacher and rollouts go through `Generator`; wha
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from posttrain.templates.render import Message, last_flag, render
 
 if TYPE_CHECKING:
     from posttrain.model.decoding import Row
+
+
+log = logging.getLogger("posttrain")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Generator:
         self._batch_size = batch_size
         self._sharded = sharded
         self._sampling = {**family.sampling, **(sampling or {})}
+        self._told_of_positions = False
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
         # Rows without a limit are watched under the shortest rule, which every tokenizer and family has.
         self._watching = budget_rule(tokenizer, family, stop_text=family.think_close)
@@ -149,7 +154,19 @@ class Generator:
                     vocabulary=self._vocabulary,
                     ended=progress or (lambda count: None),
                 )
+        self._tell_of_positions(rows)
         return [self._completion(*given) for given in zip(prompts, rows, prefills, strict=True)]
+
+    def _tell_of_positions(self, rows: Sequence[Row]) -> None:
+        """Warn, once, of completions that went on past the positions that the model was made for."""
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        past = sum(len(row.prompt_ids) + len(row.ids) > room for row in rows) if room else 0
+        if past and not self._told_of_positions:
+            self._told_of_positions = True
+            log.warning(
+                "%d of %d completions went on past the model's %d positions (prompt and answer together)",
+                *(past, len(rows), room),
+            )
 
     @cached_property
     def _limiting(self) -> BudgetRule:

@@ -16,6 +16,7 @@ from typing import Literal
 from posttrain.errors import PosttrainError
 from posttrain.recipe.data_faults import data_faults
 from posttrain.recipe.demands import demand_faults, figure_names
+from posttrain.recipe.positions import position_faults
 from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Fault, Stage
 from posttrain.recipe.words import Loc, did_you_mean
@@ -58,6 +59,20 @@ def _kinds(stages: Mapping[str, Stage], order: list[str], base: ModelSpec) -> di
         start = kinds[origin[1]][1] if origin[0] == "stage" else origin[1].kind if origin[0] == "model" else base.kind
         kinds[name] = (start, stages[name].result_kind(start))
     return kinds
+
+
+def _roots(stages: Mapping[str, Stage], order: list[str], base: ModelSpec) -> dict[str, ModelSpec]:
+    """For each stage that is sound and starts from a sound one, the model at the root of its chain."""
+    roots: dict[str, ModelSpec] = {}
+    for name in order:
+        if name not in stages:
+            continue
+        origin = _start(stages, order, name)
+        if origin[0] != "stage":
+            roots[name] = origin[1] if origin[0] == "model" else base
+        elif origin[1] in roots:
+            roots[name] = roots[origin[1]]
+    return roots
 
 
 @dataclass(frozen=True)
@@ -216,6 +231,7 @@ def _whole_faults(parts: Parts, recipe: Recipe) -> Iterator[Fault]:
         return
     for loc, model in models_of(parts):
         yield from _kind_faults(model, family, loc)
+    yield from position_faults(recipe, _roots(parts.stages, parts.stage_names, recipe.model))
     for name, (start, result) in _kinds(parts.stages, parts.stage_names, recipe.model).items():
         stage = parts.stages[name]
         used = {data for _, data in stage.data_references()} | {other for _, other in stage.stage_references()}
