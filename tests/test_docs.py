@@ -28,7 +28,15 @@ from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ROADMAP.md", "docs/recipe.md", "docs/serving.md", "templates/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "ROADMAP.md",
+    "docs/recipe.md",
+    "docs/serving.md",
+    "templates/README.md",
+)
 
 
 def text_of(page: str) -> str:

@@ -7,11 +7,12 @@ the figures of `posttrain.budget.server.usage`. They come from the tokens that t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class Exchange:
                 raise RequestRefused([Fault("thinking_budget", what, "unsupported")])
         except RequestRefused as refused:
             raise self._refuse(refused, api) from None
+        self._ledger.idle = bool(fields.get("use_beam_search"))
         if self._path == "/v1/messages/count_tokens":
             translated.body.pop("vllm_xargs", None)
         return body if translated.body == fields else json.dumps(translated.body).encode()
@@ -207,21 +209,20 @@ def _opener(vllm_config: Any) -> Open:
     """How a completion's state begins: as in the processor, from the same model and the same arguments."""
     from posttrain.budget.request import BudgetRequest
     from posttrain.budget.state import BudgetState
-    from posttrain.budget.vllm_model import grammar_holds_from_start, served_model
+    from posttrain.budget.vllm_model import served_model
     from posttrain.budget.vllm_request import request_of
 
     model = served_model(vllm_config)
     longest = vllm_config.model_config.max_model_len
-    all_answer = grammar_holds_from_start(vllm_config)
 
     def open_state(params: Any, prompt_ids: Sequence[int]) -> Opened:
-        grammar = params.structured_outputs is not None
-        request = BudgetRequest() if grammar and all_answer else request_of(params)
+        request = request_of(params) if model.limits(params) else BudgetRequest()
+        rule = model.rule(request.stop_text, answer_follows=params.structured_outputs is None)
         state = BudgetState(
-            model.rule(request.stop_text, not grammar),
-            request,
+            rule,
+            request if rule.continue_ids else dataclasses.replace(request, minimum=0),
             thinking_open=model.opens_thinking(prompt_ids),
-            max_tokens=min(params.max_tokens or longest, longest - len(prompt_ids)),
+            max_tokens=min(params.max_tokens or longest, max(0, longest - len(prompt_ids))),
         )
         return state, request
 
@@ -240,11 +241,8 @@ def _deaf() -> frozenset[str]:
     found = []
     for path, name in REQUESTS.items():
         module, _, request = name.partition(":")
-        try:
-            fields = getattr(import_module(module), request).model_fields
-        except (ImportError, AttributeError):  # the route is not there, or older than this place of it
-            continue
-        if "vllm_xargs" not in fields:
+        fields = getattr(getattr(sys.modules.get(module), request, None), "model_fields", None)
+        if fields is not None and "vllm_xargs" not in fields:  # None: the route is not there, or is an older vLLM's
             found.append(path)
     return frozenset(found)
 

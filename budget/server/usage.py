@@ -86,11 +86,14 @@ class Ledger:
 
     def __init__(self, done: Callable[[Choice], None] = lambda choice: None) -> None:
         self.choices: dict[int, Choice] = {}
+        self.idle = False  # what is generated is not one completion after another (beams): say nothing about it
         self._calls = 0
         self._done = done
 
     def watch(self, outputs: AsyncGenerator[Any, None], params: Any, open_state: Open) -> AsyncGenerator[Any, None]:
         """The same outputs, each noted before it is passed on. `params`: of vLLM's sampling, for this prompt."""
+        if self.idle:
+            return outputs
         first = self._calls * (params.n or 1)  # choices of a request with several prompts follow each other
         self._calls += 1
         return self._watch(outputs, params, open_state, first)
