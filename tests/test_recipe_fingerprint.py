@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field, create_model
 
 from posttrain.recipe import kinds
 from posttrain.recipe.fingerprint import content_of, fingerprint_difference, recipe_fingerprint
@@ -171,3 +172,34 @@ def test_a_large_file_is_read_in_blocks_to_its_end(tmp_path: Path, monkeypatch: 
             content[position] = 1
             file.write_bytes(content)
             assert fingerprint._checksum(file) != whole, (size, position)
+
+
+def newer(spec: Any) -> Any:
+    """The same part of a recipe under a schema that has got a key more, here and in every part inside it."""
+    cls = create_model(f"Newer{type(spec).__name__}", __base__=type(spec), added=(int, Field(default=3)))
+    inside = {name: getattr(spec, name) for name in spec.model_fields_set}
+    return cls.model_construct(
+        _fields_set=set(inside),
+        **{name: newer(value) if isinstance(value, BaseModel) else value for name, value in inside.items()},
+    )
+
+
+def test_a_key_that_a_later_version_adds_changes_nothing(folder: Path) -> None:
+    text = RECIPE.replace("apart: {kind: tune,", "apart: {kind: tune, optimizer: {learning_rate: 0.01},")
+    (folder / "recipe.yaml").write_text(text)
+    old = load_recipe(folder / "recipe.yaml", ["template.stop_thinking=Enough."]).recipe
+    new = old.model_copy(
+        update={
+            "model": newer(old.model),
+            "template": newer(old.template),
+            "data": {name: newer(spec) for name, spec in old.data.items()},
+            "stages": {name: newer(stage) for name, stage in old.stages.items()},
+        }
+    )
+    for name in STAGES:
+        assert fingerprint_difference(recipe_fingerprint(old, name), recipe_fingerprint(new, name)) == []
+    # Once it is given, it counts.
+    given = new.model_copy(update={"template": new.template.model_copy(update={"added": 4})})
+    assert fingerprint_difference(recipe_fingerprint(old, "rl"), recipe_fingerprint(given, "rl")) == [
+        "template.added: (not there) -> 4"
+    ]

@@ -9,6 +9,9 @@ A finished stage is kept as long as its fingerprint is the same. What belongs to
 - out: `evaluation` and `evaluate_every` (they look, and leave the random numbers alone), `require` (a gate on figures,
   asked anew at each run), `engine` (the recipe stays, the engine changes), later stages and stages unused, the recipe's
   name, the place of a local file, and options of a trainer that only say what is logged, saved or shown.
+
+Keys at their default are left out: a key that a later version adds changes no fingerprint. Nor does a default that a
+later version changes, so a default that decides a result is changed by a new key, or told in the changelog.
 """
 
 from __future__ import annotations
