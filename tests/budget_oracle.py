@@ -30,7 +30,7 @@ class Case:
     sampled: tuple[int, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class Reading:
     """What the stream is read as, up to its end."""
 
@@ -69,15 +69,24 @@ class Oracle:
     # Reading.
 
     def read(self) -> Reading:
-        reading = Reading(self.thinking_open)
+        now = Reading(self.thinking_open)
+        ids, eos_ids = self.ids, self.rule.eos_ids
         forced = {at: each for each in self.sequences for at in range(each.begin, each.begin + len(each.ids))}
-        for at in range(len(self.ids)):
-            reading.after_call = reading.looks = False
+        for at in range(len(ids)):
+            now.after_call = now.looks = False
             if at in forced:
-                self.read_forced(reading, at, forced[at])
-            else:
-                self.read_own(reading, at)
-        return reading
+                self.read_forced(now, at, forced[at])
+            elif ids[at] in eos_ids:
+                now.in_call, now.fresh, now.row = False, at + 1, []
+            elif now.in_call:
+                self.read_in_call(now, at)
+            elif now.thinking:
+                self.read_in_block(now, at)
+            elif self.ends(self.rule.open_ids, now, at):
+                now.thinking, now.looks, now.fresh, now.row = True, True, at + 1, []
+            elif self.ends(self.rule.tool_open_ids, now, at):
+                self.begin_call(now, at)
+        return now
 
     def read_forced(self, now: Reading, at: int, sequence: Forced) -> None:
         now.fresh = at + 1
@@ -91,24 +100,15 @@ class Oracle:
             del now.counted[len(now.counted) - self.begun(sequence) :]
             now.thinking, now.closed_by, now.row = False, sequence.reason, []
 
-    def read_own(self, now: Reading, at: int) -> None:
-        rule = self.rule
-        if self.ids[at] in rule.eos_ids:
-            now.in_call, now.fresh, now.row = False, at + 1, []
-        elif now.in_call:
-            self.read_in_call(now, at)
-        elif now.thinking:
-            now.counted.append(at)
-            now.row.append(at)
-            now.looks = True
-            if self.ends(rule.close_ids, now, at):
-                self.end_block(now, at)
-            elif self.ends(rule.tool_open_ids, now, at):
-                del now.counted[-len(rule.tool_open_ids) :]
-                self.begin_call(now, at)
-        elif self.ends(rule.open_ids, now, at):
-            now.thinking, now.looks, now.fresh, now.row = True, True, at + 1, []
-        elif self.ends(rule.tool_open_ids, now, at):
+    def read_in_block(self, now: Reading, at: int) -> None:
+        now.counted.append(at)
+        now.row.append(at)
+        now.looks = True
+        if self.ends(self.rule.close_ids, now, at):
+            del now.counted[-len(self.rule.close_ids) :]
+            now.thinking, now.looks, now.closed_by, now.fresh, now.row = False, False, "natural", at + 1, []
+        elif self.ends(self.rule.tool_open_ids, now, at):
+            del now.counted[-len(self.rule.tool_open_ids) :]
             self.begin_call(now, at)
 
     def read_in_call(self, now: Reading, at: int) -> None:
@@ -118,10 +118,6 @@ class Oracle:
             now.in_call, now.after_call, now.fresh = False, True, at + 1
         elif at + 1 - now.call_at >= self.rule.tool_call_longest:
             now.in_call, now.fresh = False, at + 1
-
-    def end_block(self, now: Reading, at: int) -> None:
-        del now.counted[-len(self.rule.close_ids) :]
-        now.thinking, now.looks, now.closed_by, now.fresh, now.row = False, False, "natural", at + 1, []
 
     def begin_call(self, now: Reading, at: int) -> None:
         now.in_call, now.looks, now.call_at, now.fresh, now.row = True, False, at + 1, at + 1, []
@@ -320,36 +316,37 @@ EOS = 9
 def random_rule(draw: random.Random) -> BudgetRule:
     """Markers of one to four ids out of few, so that they overlap themselves and each other."""
 
-    def ids(symbols: str, low: int, high: int) -> tuple[int, ...]:
-        return tuple(int(symbol) for symbol in draw.choices(symbols, k=draw.randint(low, high)))
+    def ids(symbols: int, low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(draw.random() * symbols) for _ in range(draw.randint(low, high)))
 
-    def some(symbols: str) -> frozenset[int]:
-        return frozenset(int(symbol) for symbol in symbols if draw.random() < 0.4)
+    def some() -> frozenset[int]:
+        return frozenset(symbol for symbol in range(6) if draw.random() < 0.4)
 
     while True:
-        close = ids("012", 1, 4)
-        boundary = some("012345")
+        close = ids(3, 1, 4)
+        boundary = some()
         tools = draw.random() < 0.6
         try:
             return BudgetRule(
-                open_ids=ids("012", 1, 3),
+                open_ids=ids(3, 1, 3),
                 close_ids=close,
-                stop_ids=ids("0123", 0, 3) + close + ids("0123", 0, 2),
+                stop_ids=ids(4, 0, 3) + close + ids(4, 0, 2),
                 eos_ids=frozenset({EOS, 8} if draw.random() < 0.3 else {EOS}),
-                continue_ids=ids("012345", 1, 2),
-                tool_open_ids=ids("0123", 1, 3) if tools else (),
-                tool_close_ids=ids("0123", 1, 3) if tools else (),
+                continue_ids=ids(6, 1, 2),
+                tool_open_ids=ids(4, 1, 3) if tools else (),
+                tool_close_ids=ids(4, 1, 3) if tools else (),
                 boundary_ids=boundary,
-                period_ids=boundary & some("012345"),
-                digit_ids=some("012345"),
+                period_ids=boundary & some(),
+                digit_ids=some(),
                 tool_call_longest=draw.randint(1, 9),
             )
         except ValueError:
             continue  # two markers are equal, or the continuation contains one
 
 
-def random_case(draw: random.Random, longest: int = 24) -> Case:
-    """Every feature switched on or off at random."""
+def random_case(draw: random.Random, longest: int = 0) -> Case:
+    """Every feature switched on or off at random; 0: a stream of some length or other."""
+    longest = longest or draw.choice((8, 12, 12, 16, 16, 20, 36))
     rule = random_rule(draw)
     budget = draw.choice((None, draw.randint(0, 4), draw.randint(2, 16)))
     reserve = draw.choice((0, 0, draw.randint(1, 8)))
