@@ -159,9 +159,12 @@ class ReasoningGym:
         base = derive_seed(self.name, seed)
         rng = random.Random(base)
         made = failed = 0
+        asked = size if hasty is None else size + 10 + size // 10  # some answers are not what is worked out
         for item in isolated.stream(
-            _WORKER + "items", self.member, how["config"], levels, size, base, deadline=ITEM_DEADLINE
+            _WORKER + "items", self.member, how["config"], levels, asked, base, deadline=ITEM_DEADLINE
         ):
+            if made == size:
+                break
             reasoning = ""
             if hasty is not None and "failed" not in item:
                 try:
