@@ -16,9 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.locations import looks_local, resolve
+from posttrain.data.prepare import prepare_data
 from posttrain.data.rows import CONVERSATION_COLUMNS
 from posttrain.data.sources import load, load_data
 from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir
+from posttrain.recipe.data_faults import data_faults
+from posttrain.recipe.schema import DataSpec, Recipe
 from posttrain.tasks.task import QUERY_COLUMNS, text_key
 
 logging.getLogger("posttrain").setLevel(logging.INFO)
@@ -565,3 +569,20 @@ print(len(data), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         assert int(out[0]) == rows
         peaks.append(int(out[1]))
     assert peaks[1] - peaks[0] < 60, peaks  # MB
+
+
+# --- conversations cannot be set aside for an evaluation
+
+
+def test_conversations_are_not_reserved(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": turns, "id": str(i)}) + "\n" for i in range(8)))
+    spec = DataSpec(path=str(path), reserve=2)
+    with pytest.raises(PosttrainError, match="data 'talks' are conversations: they cannot be reserved") as raised:
+        prepare_data(Recipe.model_construct(seed=0, data={"talks": spec}), RunDir(tmp_path / "run"), tmp_path)
+    assert raised.value.problems[0].where == "data.talks.reserve"
+    assert not (tmp_path / "run").exists()  # nothing was begun
+    # Where the recipe says what they are, no row has to be read.
+    (fault,) = data_faults("talks", spec.model_copy(update={"format": "conversational"}))
+    assert fault.loc == ("data", "talks", "reserve")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.decontamination import decontaminate
 from posttrain.data.reserve import reserve
 from posttrain.data.sources import LoadCounts, load
+from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
         base_dir: where relative paths of the recipe begin.
 
     Raises:
-        PosttrainError: a data set cannot be read, has bad rows, or fewer problems than it shall reserve.
+        PosttrainError: a data set cannot be read, has bad rows, or is to reserve conversations or more problems than it
+            has.
     """
     missing = [name for name in recipe.data if not is_complete(run.data(name))]
     with tempfile.TemporaryDirectory() as scratch:
@@ -35,6 +37,8 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
         for name in missing:
             spec = recipe.data[name]
             loaded = load(name, spec, base_dir=base_dir, seed=recipe.seed, cache_dir=Path(scratch))
+            if spec.reserve and "prompt" not in loaded.dataset.column_names:
+                raise PosttrainError(no_queries(name))
             rest, reserved = reserve(loaded.dataset, spec.reserve, recipe.seed)
             training[name] = (rest, loaded.counts)
             if spec.reserve:
@@ -42,6 +46,16 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
         everything = [row for name in recipe.data if recipe.data[name].reserve for row in reserved_rows(run, name)]
         for name, (rest, counts) in training.items():
             _keep(recipe, run, name, rest, counts, everything)
+
+
+def no_queries(name: str) -> Problem:
+    """What is told where conversations are to be reserved."""
+    return Problem(
+        f"data {name!r} are conversations: they cannot be reserved for evaluation",
+        f"data.{name}.reserve",
+        "an evaluation asks a question and scores the answer, and a conversation has neither apart",
+        "reserve from queries (`prompt`, `answer` and a `verifier`; `map` makes the columns), or leave `reserve` out",
+    )
 
 
 def reserved_rows(run: RunDir, name: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.data.columns import compile_map
 from posttrain.data.expression import compile_filter
 from posttrain.data.locations import OPTIONS, looks_local, resolve
+from posttrain.data.prepare import no_queries
 from posttrain.errors import PosttrainError
 from posttrain.recipe.schema import DataSpec
 from posttrain.recipe.stage import Fault
@@ -36,6 +37,9 @@ def data_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
         yield Fault((*here, "size"), what, remedy="write `limit:` for the rows taken")
     if spec.path is not None and spec.options:
         yield Fault((*here, "options"), "a file takes no `options`", remedy="remove them")
+    if spec.reserve and spec.format in ("conversational", "prompt_completion"):
+        told = no_queries(name)
+        yield Fault((*here, "reserve"), told.what, told.why, told.remedy)
     if spec.filter is not None:
         yield from _located(lambda: compile_filter(str(spec.filter)), (*here, "filter"))
     for column, template in spec.map.items():
