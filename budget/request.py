@@ -75,7 +75,9 @@ class BudgetRequest:
 
     def __post_init__(self) -> None:
         given = {key: getattr(self, name) for key, name in _FIELD_OF.items()}
-        problems = list(_value_problems(given))
+        amounts = ("thinking_grace", "thinking_answer_reserve", "thinking_minimum")
+        problems = [f"{key} is a whole number of tokens, not null" for key in amounts if given[key] is None]
+        problems += _value_problems(given)
         if not problems and self.thinking_budget not in (None, -1) and self.minimum > (self.thinking_budget or 0):
             problems.append(_minimum_problem(self.minimum, self.thinking_budget or 0))
         if problems:

@@ -121,9 +121,15 @@ def boundaries(tokenizer: Any) -> Boundaries:
     vocabulary = tokenizer.get_vocab()
     candidates = _candidates()
     ids = [token_id for token, token_id in vocabulary.items() if candidates.search(token)]
-    texts = tokenizer.batch_decode(
-        [[token_id] for token_id in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    texts = [
+        text
+        for start in range(0, len(ids), 10_000)
+        for text in tokenizer.batch_decode(
+            [[token_id] for token_id in ids[start : start + 10_000]],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+    ]
     ends = {token_id: text.strip(" \t") for token_id, text in zip(ids, texts, strict=True) if _BOUNDARY.search(text)}
     found = Boundaries(
         boundary_ids=frozenset(ends),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from posttrain.budget.request import BudgetRequest
@@ -65,6 +66,7 @@ class Oracle:
         self.sequences: list[Forced] = []
         self.now = self.read()
         self.strike()
+        self.redirect = self.redirected()
 
     # Reading.
 
@@ -225,7 +227,7 @@ class Oracle:
         fits = len(self.now.counted) + size <= self.request.minimum
         return self.request.minimum > 0 and fits and (left is None or left > size)
 
-    def redirect(self) -> tuple[frozenset[int], int] | None:
+    def redirected(self) -> tuple[frozenset[int], int] | None:
         now, rule = self.now, self.rule
         if not (self.limited and now.thinking) or now.in_call or now.after_call or self.due is not None:
             return None
@@ -237,7 +239,7 @@ class Oracle:
 
     def step(self, sampled: int, engine: Engine) -> int:
         """One more token of the completion."""
-        redirect = self.redirect()
+        redirect = self.redirect
         if engine == "emit" and redirect and sampled in redirect[0]:
             self.replace_end()
         elif engine == "scores" and redirect and sampled in redirect[0]:
@@ -250,6 +252,7 @@ class Oracle:
         if due is None and redirect and token in self.rule.eos_ids:
             self.replace_end()
         self.strike()
+        self.redirect = self.redirected()
         return token
 
 
@@ -272,7 +275,7 @@ def seen(state: BudgetState | Oracle) -> tuple[object, ...]:
     """Everything an engine can ask for that the oracle knows as well."""
     if isinstance(state, Oracle):
         now = state.now
-        return state.due, state.redirect(), now.thinking, now.in_call, state.count, now.closed_by
+        return state.due, state.redirect, now.thinking, now.in_call, state.count, now.closed_by
     return (
         state.forced_token(),
         state.redirect(),
@@ -344,10 +347,19 @@ def random_rule(draw: random.Random) -> BudgetRule:
             continue  # two markers are equal, or the continuation contains one
 
 
-def random_case(draw: random.Random, longest: int = 0) -> Case:
-    """Every feature switched on or off at random; 0: a stream of some length or other."""
+@lru_cache(1)
+def rule_of(seed: int) -> BudgetRule:
+    return random_rule(random.Random(seed))
+
+
+def random_case(seed: int, longest: int = 0) -> Case:
+    """The case of a seed, every feature switched on or off at random. Eight seeds in a row share a rule.
+
+    Args:
+        longest: tokens of the stream at most; 0: some number or other.
+    """
+    draw, rule = random.Random(seed), rule_of(seed // 8)
     longest = longest or draw.choice((8, 12, 12, 16, 16, 20, 36))
-    rule = random_rule(draw)
     budget = draw.choice((None, draw.randint(0, 4), draw.randint(2, 16)))
     reserve = draw.choice((0, 0, draw.randint(1, 8)))
     request = BudgetRequest(

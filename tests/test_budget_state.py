@@ -261,15 +261,14 @@ SEEDS = st.integers(0, 2**48)
 @settings(max_examples=600, deadline=None)
 @given(seed=SEEDS)
 def test_agrees_with_the_oracle_on_every_stream(seed: int) -> None:
-    compare(random_case(random.Random(seed), longest=60))
+    compare(random_case(seed, longest=60))
 
 
 @settings(max_examples=150, deadline=None)
 @given(seed=SEEDS)
 def test_a_replayed_state_stands_where_the_live_one_stood(seed: int) -> None:
     """Any prefix, in any pieces. Where the engine replaced ends that it saw, the flags are needed, too."""
-    draw = random.Random(seed)
-    case = random_case(draw)
+    draw, case = random.Random(seed), random_case(seed)
     live, stream = fresh(case), list[int]()
     snapshots = [snapshot(live)]
     for sampled in case.sampled:
