@@ -25,13 +25,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments) or 0)
     except PosttrainError as error:
-        count = len(error.problems)
-        print(f"posttrain: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except KeyboardInterrupt:
         print("posttrain: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        from posttrain.run.disk import full_disk
+
+        problem = full_disk(error)
+        if problem is None:
+            raise  # a fault of ours
+        return _tell(PosttrainError(problem))
+
+
+def _tell(error: PosttrainError) -> int:
+    count = len(error.problems)
+    print(f"posttrain: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+    print(error, file=sys.stderr)
+    return error.exit_code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, RunDir, faults_of, is_complete, read_json, seal, write_json
@@ -21,6 +21,7 @@ from posttrain.model.policy import (
     load_tokenizer,
     mend_trained_tokens,
 )
+from posttrain.run.disk import full_disk
 from posttrain.run.launch import refuse
 from posttrain.run.lifetime import die_with_parent
 
@@ -34,11 +35,12 @@ log = logging.getLogger("posttrain")
 def newest_whole_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint whose files are all there and unchanged; a damaged newer one is named and removed."""
     folders = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for folder in folders:
+    for place, folder in enumerate(folders):
         faults = faults_of(folder)
         if not faults:
             return folder
-        log.warning("checkpoint %s is damaged or incomplete (%s); the one before it is taken", folder.name, faults[0])
+        then = "the one before it is taken" if folders[place + 1 :] else "there is none before it: from the start"
+        log.warning("checkpoint %s is damaged or incomplete (%s); %s", folder.name, faults[0], then)
         shutil.rmtree(folder)
     return None
 
@@ -232,9 +234,19 @@ def main() -> None:
     try:
         train_stage(context_of(recipe, run, arguments.stage, quiet=arguments.quiet), root_spec(recipe, arguments.stage))
     except PosttrainError as error:
-        if not refuse(error):
-            print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        _tell(error)
+    except Exception as error:
+        problem = full_disk(error)
+        if problem is None:
+            raise
+        _tell(PosttrainError(problem))
+
+
+def _tell(error: PosttrainError) -> NoReturn:
+    """Leave an error to the process that launched this one, or print it; end with its exit code."""
+    if not refuse(error):
+        print(error, file=sys.stderr)
+    raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":
