@@ -168,7 +168,7 @@ def serving(directory: Path, *options: str, environ: dict[str, str] | None = Non
                 process.wait()
 
 
-def _wait(server: Server, seconds: float = 200) -> None:
+def _wait(server: Server, seconds: float = 1200) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         assert server.process.poll() is None, server.log.read_text(errors="replace")[-4000:]
