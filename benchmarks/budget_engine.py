@@ -51,9 +51,10 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
     }  # fmt: skip
+    environment["PYTHONPATH"] = str(ROOT)  # another environment need not have posttrain installed
     if name == "v2":
-        interpreted = str(ROOT / "tests" / "interpreted")
-        environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": interpreted}
+        environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+        environment["PYTHONPATH"] += os.pathsep + str(ROOT / "tests" / "interpreted")
     command = [python, str(ROOT / "benchmarks" / "budget_requests.py"), json.dumps(asked)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     result = [line.removeprefix("RESULT") for line in done.stdout.splitlines() if line.startswith("RESULT")]

@@ -14,9 +14,9 @@ rule is one (`posttrain.budget.state`). What cannot be enforced is refused: when
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 
 from posttrain.budget.vllm_request import check_request, server_settings
 from posttrain.errors import PosttrainError, Problem
@@ -24,15 +24,22 @@ from posttrain.errors import PosttrainError, Problem
 if TYPE_CHECKING:
     import torch
 
-try:
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
-except ImportError:  # before vLLM 0.31 a custom processor means the V1 runner
-    _BASES: tuple[type, ...] = (V1LogitsProcessor,)
-else:
-    _BASES = (V1LogitsProcessor, V2LogitsProcessor)
+_INTERFACES = (
+    "vllm.v1.sample.logits_processor",
+    "vllm.v1.worker.gpu.sample.logits_processor",  # from vLLM 0.31 on; before, a custom processor means the V1 runner
+)
 
 
-class ThinkingBudgetLogitsProcessor(*_BASES):  # type: ignore[misc]  # vLLM has one base or two
+def _bases() -> Iterator[type]:
+    """What this vLLM wants a logits processor to inherit."""
+    for interface in _INTERFACES:
+        try:
+            yield import_module(interface).LogitsProcessor
+        except ModuleNotFoundError:  # this vLLM has one of the two runners
+            continue
+
+
+class ThinkingBudgetLogitsProcessor(*_bases()):  # type: ignore[misc]  # vLLM has one base or two
     """See the module. vLLM makes it, with what its runner gives a processor.
 
     Raises:

@@ -33,7 +33,7 @@ class Row:
         wake: the length of the completion at which the state has to be asked again, whatever the tokens are.
     """
 
-    __slots__ = ("_checked", "_fresh", "_marks", "_read", "_seen", "_state", "temperature", "wake")
+    __slots__ = ("_checked", "_due", "_fresh", "_marks", "_read", "_seen", "_state", "temperature", "wake")
 
     def __init__(
         self,
@@ -51,17 +51,17 @@ class Row:
     def _restart(self) -> None:
         self._state = self._fresh()
         self._seen = 0  # tokens that the state knows
-        self._checked = 0  # tokens known to be plain, those included
-        self.wake = min(self._state.quiet(), LONGEST) + 1
+        self._checked = 0  # tokens known to be plain or forced, those included
+        self._plan()
 
     @property
     def sleeps(self) -> bool:
         """Whether it stays quiet for some time if no mark comes."""
-        return self.wake - self._checked > SHORTEST
+        return not self._due and self.wake - self._checked > SHORTEST
 
     def forced(self) -> int | None:
         """The id that must come next, after the tokens followed so far; None: the model's choice."""
-        return self._state.forced_token()
+        return self._due[self._checked - self._seen] if self._due else None
 
     def redirect(self) -> tuple[frozenset[int], int] | None:
         """The ids that must not come next, and the one that takes their place."""
@@ -78,7 +78,12 @@ class Row:
             self.follow(length)
             return True
         tokens = self._read(self._checked, length)
-        if length < self.wake and self._marks.isdisjoint(tokens):
+        if self._due:
+            at, end = self._checked - self._seen, length - self._seen
+            if end < len(self._due) and self._due[at:end] == tokens:
+                self._checked, self.wake = length, length + 1
+                return False
+        elif length < self.wake and self._marks.isdisjoint(tokens):
             self._checked = length
             return False
         self._tell(length)
@@ -96,4 +101,14 @@ class Row:
             raise RuntimeError("the engine shows a placeholder where the budget needs the token")
         self._state.replay(tokens)
         self._seen = self._checked = length
-        self.wake = length + min(self._state.quiet(), LONGEST) + 1
+        self._plan()
+
+    def _plan(self) -> None:
+        """What comes next: ids that are due, or quiet tokens."""
+        self._due: list[int] = []
+        if self._state.forced_token() is not None:
+            ahead = self._state.copy()
+            while (token := ahead.forced_token()) is not None:
+                self._due.append(token)
+                ahead.observe(token)
+        self.wake = self._seen + min(self._state.quiet(), LONGEST) + 1

@@ -37,18 +37,20 @@ class Scores:
         self._device = device
         self._slots = _Redirects(slots, 1 + len(ends))
         self._on_device: tuple[torch.Tensor, ...] = ()
+        self._rows: tuple[tuple[int, bytes], tuple[torch.Tensor, ...]] | None = None  # of the latest layout
 
     def redirect(self, slot: int, redirect: Redirect | None, temperature: float = 1.0) -> None:
         """From now on, ends of `slot` become another id; with None, they are ends."""
         if redirect is not None or self._slots.active[slot, 0]:
             self._slots.put(slot, redirect, temperature)
-            self._on_device = ()
+            self._on_device, self._rows = (), None
 
     def apply(
         self,
         scores: torch.Tensor,
         forced: Sequence[tuple[int, int]],
         slots: torch.Tensor | None = None,
+        layout: bytes = b"",
         redirects: Sequence[tuple[Redirect | None, float]] | None = None,
     ) -> None:
         """Write into `scores` in place.
@@ -57,6 +59,7 @@ class Scores:
             scores: (rows, vocabulary), float32, before temperature.
             forced: pairs of row and id.
             slots: (rows,) the slot of each row; default: row i is slot i.
+            layout: the same to the host: as long as it stays, nothing is looked up again.
             redirects: of each row, with its temperature, where rows of a slot differ; default: as its slot.
         """
         if redirects is not None:
@@ -66,9 +69,12 @@ class Scores:
             if rows.count:
                 _redirect(scores, rows.to(self._device))
         elif self._slots.count:
-            self._on_device = self._on_device or self._slots.to(self._device)
-            at = slice(len(scores)) if slots is None else slots
-            _redirect(scores, tuple(values[at] for values in self._on_device))
+            key = (len(scores), layout)
+            if self._rows is None or self._rows[0] != key:
+                self._on_device = self._on_device or self._slots.to(self._device)
+                at = slice(len(scores)) if slots is None else slots
+                self._rows = (key, tuple(values[at] for values in self._on_device))
+            _redirect(scores, self._rows[1])
         if forced:
             at_rows, ids = torch.tensor(list(zip(*forced, strict=True)), dtype=torch.int64).to(
                 self._device, non_blocking=True
@@ -104,12 +110,12 @@ class _Redirects:
         self.temperature[row] = temperature if temperature >= 1e-5 else GREEDY
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        arrays = (self.active, self.ids, self.from_, self.to_, self.temperature)
+        arrays = (self.active, self.ids, self.from_, self.to_, self.temperature, 1 / self.temperature)
         return tuple(torch.from_numpy(array.copy()).to(device) for array in arrays)
 
 
 def _redirect(scores: torch.Tensor, rows: tuple[torch.Tensor, ...]) -> None:
-    active, ids, from_, to_, temperature = rows
+    active, ids, from_, to_, temperature, inverse = rows
     before = scores.gather(1, ids)
-    total = torch.logsumexp((before + from_) / temperature, 1, keepdim=True) * temperature
-    scores.scatter_(1, ids, torch.where(active, total + to_, before))
+    total = torch.logsumexp(torch.addcmul(from_, before, inverse), 1, keepdim=True)
+    scores.scatter_(1, ids, torch.where(active, torch.addcmul(to_, total, temperature), before))

@@ -73,7 +73,7 @@ class V2Rows:
             token = self._look(int(slots[place]), int(lengths[place]))
             if token is not None:
                 forced.append((place, token))
-        self._scores.apply(scores, forced, context.expanded_idx_mapping)
+        self._scores.apply(scores, forced, context.expanded_idx_mapping, slots.tobytes())
         return scores
 
     def _apply_to_drafts(self, scores: torch.Tensor, context: Any) -> None:
@@ -99,7 +99,7 @@ class V2Rows:
                 if draft == PLACEHOLDER or token not in (None, draft) or (redirect and draft in redirect[0]):
                     break  # the draft is refused, so no row after it counts
                 state.observe(draft)
-        self._scores.apply(scores, forced, None, redirects)
+        self._scores.apply(scores, forced, redirects=redirects)
 
     def _look(self, slot: int, length: int) -> int | None:
         if length < self._requests.prefill_len.np[slot]:

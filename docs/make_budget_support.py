@@ -1,0 +1,103 @@
+"""Writes docs/budget_support.md from docs/results/budget_engine.json and budget_speed.json.
+
+python docs/make_budget_support.py           write it
+python docs/make_budget_support.py --check   fail if it is not what the results give
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "budget_support.md"
+WHAT = {
+    "plain": "up to 32 requests at once (16 under V2)",
+    "preemption": "requests thrown out and read again",
+    "chunked": "prompts read in chunks",
+    "ngram": "n-gram speculation, three drafts",
+}
+
+
+def results(name: str) -> Any:
+    path = DOCS / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def engine_rows() -> Iterator[str]:
+    for each in results("budget_engine") or []:
+        runner, scenario = each["setting"].split("-")
+        whose = "native" if each["native"] else "ours"
+        start = f"| {each.get('vllm', '?')} | {runner.upper()} | {WHAT[scenario]} | {whose} |"
+        if "error" in each:
+            yield f"{start} | | does not start: {each['error']} | {each['date']} |"
+            continue
+        seen = each["seen"]
+        facts = [f"{seen[key]} {key}" for key in ("preemptions", "drafts accepted") if seen.get(key)]
+        kinds = "; ".join(f"{count} {kind}" for kind, count in sorted(each["kinds"].items()))
+        tried = ", ".join([f"{seen['completions']} completions", f"{seen['struck']} stopped", *facts])
+        wrong = f"**{each['wrong']}**" + (f": {kinds}" if kinds else "")
+        yield f"{start} {tried} | {wrong} | {each['date']} |"
+
+
+def speed_rows(found: dict[str, Any]) -> Iterator[str]:
+    yield from (f"| {name} | {value} |" for name, value in found["step_us"].items())
+
+
+def page() -> str:
+    lines = [
+        "# Where the thinking budget was tried",
+        "",
+        "Written by `docs/make_budget_support.py` from the results under `docs/results`; not by hand.",
+        "",
+        "## Engines",
+        "",
+        "`python benchmarks/budget_engine.py`: random requests through real engines (vLLM's CPU build; V2 through",
+        "Triton's interpreter). A violation is a completion that broke its budget, judged from its ids alone. The",
+        "native budget gets the same requests with the one stop text it can have, and is not asked to close thinking",
+        "at an end of turn.",
+        "",
+        "| vLLM | runner | setting | budget | tried | violations | date |",
+        "|---|---|---|---|---|---|---|",
+        *engine_rows(),
+        "",
+    ]
+    if speed := results("budget_speed"):
+        lines += [
+            "## The processor's own step",
+            "",
+            "`python benchmarks/budget_speed.py`: 256 rows, a vocabulary of 151,936, microseconds of CPU time a step",
+            f"(median), on {speed['date']}. A line ends with the length of each completion in tokens.",
+            "",
+            "| step | µs |",
+            "|---|---|",
+            *speed_rows(speed),
+            "",
+        ]
+        if "share" in speed:
+            lines += [
+                "## Decoding",
+                "",
+                "`python benchmarks/budget_speed.py --engine`: output tokens a second under V1.",
+                "",
+                "| batch | no budget | ours | native | ours / none |",
+                "|---|---|---|---|---|",
+            ]
+            by = speed["tokens_per_second"]
+            for batch, share in speed["share"].items():
+                lines.append(
+                    f"| {batch} | {by['none'][batch]} | {by['ours'][batch]} | {by['native'][batch]} | {share} |"
+                )
+            lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv[1:]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+            sys.exit(f"{PAGE} is not what the results give: run python {Path(__file__).name}")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
