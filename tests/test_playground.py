@@ -60,7 +60,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         thinks = 12 if body["enable_thinking"] else 0
         budget = body.get("thinking_budget")
-        own = thinks if budget is None else min(thinks, budget)
+        own = thinks if budget in (None, -1) else min(thinks, budget)
         forced = 3 if own < thinks else 0
         pieces = [("reasoning", f"thought {at} <b>not bold</b> ") for at in range(own)]
         pieces += [("reasoning", "enough. ")] * forced + [("content", "\n\nIt is "), ("content", "forty-two.")]
@@ -70,6 +70,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
                 "reasoning_tokens": min(at, own),
                 "thinking_forced_tokens": max(0, min(at - own, forced)),
                 "thinking_closed_by": closed if kind == "content" else "unclosed",
+                "thinking_budget": budget,
             }
             end = "stop" if at == len(pieces) else None
             yield {
@@ -181,13 +182,13 @@ def test_a_question_is_asked_and_read_with_the_keyboard_alone(
     without, small, large, free = lanes(page)
     assert (without["thinking"], without["answer"], without["hidden"]) == ("0", "2", True)
     assert (small["title"], small["thinking"], small["answer"]) == ("budget 5", "5", "2")
-    assert small["state"] == "The budget closed the thinking."
+    assert small["state"] == "The budget of 5 tokens closed the thinking."
     assert (large["thinking"], free["thinking"], free["state"]) == ("12", "12", "The model ended its thinking itself.")
     assert all(lane["reply"] == "It is forty-two." and lane["folded"] for lane in (without, small, large, free))
     assert all(re.fullmatch(r"\d+\.\d", lane["seconds"]) for lane in (without, small, large, free))
     assert small["thoughts"].startswith("thought 0 <b>not bold</b> ")  # text, never markup
     asked = {(body["enable_thinking"], body.get("thinking_budget")) for body in script.asked}
-    assert asked == {(False, None), (True, 5), (True, 256), (True, None)}
+    assert asked == {(False, None), (True, 5), (True, 256), (True, -1)}
     reach(page, ".lane:nth-child(2) summary")
     press(page, "Enter")
     until(page, "document.querySelectorAll('.thoughts')[1].open")
