@@ -65,8 +65,8 @@ ids, none of these may be emitted, and their probability belongs to the id that 
 marker, or the first of the continuation. With scores s and a temperature t the score of that id becomes t log(sum
 exp(s_i / t)) over itself and the others, the greatest of them for t = 0, and the others' -inf. The id is then the
 model's own, not forced. So an EOS closes thinking as a natural close, and everything is a function of the emitted
-tokens alone. A minimum needs a continuation of one id there, since no further ids are forced. One that decides before
-sampling whether the end comes may call `close_for_eos` instead.
+tokens alone. Of a continuation of several ids only the first is put there; the others are up to the model. One that
+decides before sampling whether the end comes may call `close_for_eos` instead.
 
 **Preemption and replay.** A fresh state that is fed with the tokens emitted so far, forced ones included (`observe`,
 `replay`), stands where the state of the live run stands, and goes on in the middle of a forced sequence. Not knowable

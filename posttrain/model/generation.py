@@ -56,7 +56,7 @@ class Completion:
         prefilled: what the generation prompt wrote after the assistant's header.
         mode, thinking_budget: as asked.
         thinking_tokens: own tokens inside think blocks.
-        closed_by: how the latest think block was closed: "natural", "budget", "eos"; None where none was.
+        closed_by: how the latest think block was closed (`posttrain.budget.state.ClosedBy`); None where none was.
         truncated: no end of turn came within the allowed tokens.
     """
 
