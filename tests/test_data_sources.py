@@ -22,7 +22,7 @@ from posttrain.data.sources import load, load_data
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
 from posttrain.recipe.data_faults import data_faults
-from posttrain.recipe.schema import DataSpec, Recipe
+from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.tasks.task import QUERY_COLUMNS, text_key
 
 logging.getLogger("posttrain").setLevel(logging.INFO)
@@ -586,3 +586,18 @@ def test_conversations_are_not_reserved(tmp_path: Path) -> None:
     # Where the recipe says what they are, no row has to be read.
     (fault,) = data_faults("talks", spec.model_copy(update={"format": "conversational"}))
     assert fault.loc == ("data", "talks", "reserve")
+
+
+def test_data_without_a_row_left_to_train_on_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(3)))
+    data = {"few": DataSpec(path=str(path), verifier="number", reserve=3)}
+    trained = ModelSpec(path="owner/model", tokenizer=TrainedTokenizer(train_on=["few"], vocab_size=300))
+    recipe = Recipe.model_construct(seed=0, data=data, model=trained, stages={})
+    with pytest.raises(PosttrainError, match="no row left to train on: of 3 rows 3 are reserved, and 0 were") as raised:
+        prepare_data(recipe, RunDir(tmp_path / "run"), tmp_path)
+    assert raised.value.problems[0].where == "data.few.reserve"
+    # Rows for evaluation alone may all be reserved.
+    alone = recipe.model_copy(update={"model": ModelSpec(path="owner/model")})
+    prepare_data(alone, RunDir(tmp_path / "alone"), tmp_path)
+    assert RunDir(tmp_path / "alone").reserved("few").exists()

@@ -67,5 +67,6 @@ class RowFaults:
             more = self.count - len(self.shown)
             rest = [Problem(f"... and {more} more")] if more else []
             remedy = "mend these rows, or leave them out with `on_bad_rows: skip`"
-            last = [] if self.fatal else [Problem(f"{self.count} bad rows in data {self.name!r}", remedy=remedy)]
+            rows = "bad row" if self.count == 1 else "bad rows"
+            last = [] if self.fatal else [Problem(f"{self.count} {rows} in data {self.name!r}", remedy=remedy)]
             raise PosttrainError([*self.shown, *rest, *last])

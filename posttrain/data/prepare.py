@@ -69,6 +69,15 @@ def reserved_rows(run: RunDir, name: str) -> list[dict[str, Any]]:
 def _keep(recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCounts, reserved: list[Any]) -> None:
     spec = recipe.data[name]
     kept, report = decontaminate(rest, reserved, method=spec.decontaminate)
+    if not len(kept) and name in _trained_on(recipe):
+        raise PosttrainError(
+            Problem(
+                f"data {name!r} has no row left to train on: of {counts.kept} rows {spec.reserve} are reserved, and "
+                f"{len(rest)} were too close to reserved ones",
+                f"data.{name}.reserve",
+                remedy="reserve fewer, give more rows, or choose another `decontaminate`",
+            )
+        )
     directory = run.data(name)
     shutil.rmtree(directory, ignore_errors=True)
     kept.save_to_disk(str(directory))
@@ -83,6 +92,13 @@ def _keep(recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCou
     }
     write_json(directory / "funnel.json", facts)
     seal(directory)
+
+
+def _trained_on(recipe: Recipe) -> set[str]:
+    """The data sets that a stage uses, or a tokenizer is trained on; the others may be for evaluation alone."""
+    models = [recipe.model, *(stage.model for stage in recipe.stages.values())]
+    texts = {name for model in models for name in getattr(model and model.tokenizer, "train_on", ())}
+    return texts | {name for stage in recipe.stages.values() for _, name in stage.data_references()}
 
 
 def _write_parquet(dataset: Dataset, path: Path) -> None:

@@ -11,6 +11,7 @@ from posttrain.data.locations import looks_local
 from posttrain.recipe.references import Parts, models_of
 from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.stage import Fault
+from posttrain.recipe.weights import weight_faults
 from posttrain.recipe.words import Loc, nearest
 
 RELATIVE = ("./", "../", "~/")
@@ -129,6 +130,9 @@ def _model_directory_faults(
         yield _missing(str(path / gguf), (*loc[:-1], "gguf_file"))
     elif gguf is None and not (path / "config.json").exists():
         yield Fault(loc, f"{path} is no model's directory: it has no config.json")
+    elif gguf is None:
+        for what in weight_faults(path):
+            yield Fault(loc, what, "a copy or a download that was broken off leaves such files", "fetch it once more")
 
 
 def _hub_faults(text: str, loc: Loc, stages: list[str]) -> Iterator[Fault]:
