@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.budget.request import BudgetRequest
 from posttrain.budget.state import BudgetRule, BudgetState
 from posttrain.budget.tokens import budget_rule
 from posttrain.budget.vllm_request import request_of
@@ -94,20 +95,26 @@ class ServedModel:
         """
         if not self.limits(sampling_params):
             return None
-        request = request_of(sampling_params)
+        fresh, _ = self.fresh(sampling_params, prompt_ids)
+        return Row(fresh, read, self.marks, sampling_params.temperature)
+
+    def fresh(self, sampling_params: Any, prompt_ids: Sequence[int]) -> tuple[Callable[[], BudgetState], BudgetRequest]:
+        """What makes a request's state before its first token, and what the request asks for. The frontend, which tells
+        what happened, and the processor, which makes it happen, begin with the same."""
+        request = request_of(sampling_params) if self.limits(sampling_params) else BudgetRequest()
         rule = self.rule(request.stop_text, answer_follows=not _is_structured(sampling_params))
         if request.minimum and not rule.continue_ids:
             log.warning("thinking_minimum is left out: the tokenizer cannot write the continuation")
             request = dataclasses.replace(request, minimum=0)
         left = max(0, self._longest - len(prompt_ids))
-        fresh = functools.partial(
+        state = functools.partial(
             BudgetState,
             rule,
             request,
             thinking_open=self.opens_thinking(prompt_ids),
             max_tokens=left if sampling_params.max_tokens is None else min(sampling_params.max_tokens, left),
         )
-        return Row(fresh, read, self.marks, sampling_params.temperature)
+        return state, request
 
     def opens_thinking(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside an open block, written after its last assistant's header.

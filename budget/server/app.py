@@ -7,7 +7,6 @@ the figures of `posttrain.budget.server.usage`. They come from the tokens that t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
@@ -207,24 +206,13 @@ def _observed(generate: Callable[..., Any], open_state: Open) -> Callable[..., A
 
 def _opener(vllm_config: Any) -> Open:
     """How a completion's state begins: as in the processor, from the same model and the same arguments."""
-    from posttrain.budget.request import BudgetRequest
-    from posttrain.budget.state import BudgetState
     from posttrain.budget.vllm_model import served_model
-    from posttrain.budget.vllm_request import request_of
 
     model = served_model(vllm_config)
-    longest = vllm_config.model_config.max_model_len
 
     def open_state(params: Any, prompt_ids: Sequence[int]) -> Opened:
-        request = request_of(params) if model.limits(params) else BudgetRequest()
-        rule = model.rule(request.stop_text, answer_follows=params.structured_outputs is None)
-        state = BudgetState(
-            rule,
-            request if rule.continue_ids else dataclasses.replace(request, minimum=0),
-            thinking_open=model.opens_thinking(prompt_ids),
-            max_tokens=min(params.max_tokens or longest, max(0, longest - len(prompt_ids))),
-        )
-        return state, request
+        state, request = model.fresh(params, prompt_ids)
+        return state(), request
 
     return open_state
 
