@@ -51,9 +51,13 @@ def _worst_loss(report: Report) -> float:
     return float(min(changes))
 
 
-def _share_of_rl(report: Report) -> float:
-    reached = report["distillation_vs_rl"]["rl_accuracy_reached"]
-    return float(reached["share_of_seconds"]) if reached else float("inf")
+def _share_of_rl(report: Report, compute: str = "seconds") -> float:
+    """Where RL ends no higher than it began, its accuracy is there at no cost: 0."""
+    against = report["distillation_vs_rl"]
+    reached = against["rl_accuracy_reached"]
+    if reached:
+        return float(reached[f"share_of_{compute}"])
+    return 0.0 if against["rl"][-1]["accuracy"] <= against["rl"][0]["accuracy"] else float("inf")
 
 
 def _steps_down(report: Report) -> float:
@@ -103,7 +107,14 @@ TARGETS: list[tuple[str, str, Callable[[Report], float], Callable[[float], bool]
         lambda r: thinking(r, "student_on_policy") - thinking(r, "student_off_policy"),
         lambda x: x >= 0.25,
     ),
+    (
+        "its pass@4",
+        "> 0",
+        lambda r: thinking(r, "student_on_policy", "pass@4") - thinking(r, "student_off_policy", "pass@4"),
+        lambda x: x > 0,
+    ),
     ("share of RL's time to reach RL's accuracy", "<= 0.1", _share_of_rl, lambda x: x <= 0.1),
+    ("share of RL's FLOPs", "<= 0.1", lambda r: _share_of_rl(r, "flops"), lambda x: x <= 0.1),
     ("budget curve at 0", "<= 0.25", lambda r: r["budget_curve"][0]["accuracy"], lambda x: x <= 0.25),
     ("budget curve at full length", ">= 0.95", lambda r: r["budget_curve"][-1]["accuracy"], lambda x: x >= 0.95),
     ("budget curve, largest step down beyond noise", "0", _steps_down, lambda x: x == 0),
