@@ -44,11 +44,13 @@ TARGET_MS, TARGET_SHARE = 0.1, 0.99
 def spent(step: Callable[[], Any], between: Callable[[], Any], steps: int) -> float:
     """Median CPU microseconds of `step`; `between` runs before each, uncounted."""
     figures = []
-    for _ in range(steps):
+    warm = 20 if steps >= 100 else 0
+    for number in range(warm + steps):
         between()
         began = time.thread_time()
         step()
-        figures.append(1e6 * (time.thread_time() - began))
+        if number >= warm:
+            figures.append(1e6 * (time.thread_time() - began))
     return round(statistics.median(figures), 1)
 
 
@@ -183,7 +185,7 @@ def native_step(length: int, model: Any, plain: int, steps: int) -> float | None
         holder.apply_to_logits(scores, False, None)
 
     step()
-    return spent(step, lambda: [output.append(plain) for output in outputs], max(3, steps // 40))
+    return spent(step, lambda: [output.append(plain) for output in outputs], 3)
 
 
 def floor(model: Any, plain: int, steps: int) -> float:

@@ -33,6 +33,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "ROADMAP.md",
+    "docs/budget.md",
     "docs/recipe.md",
     "docs/serving.md",
     "templates/README.md",
