@@ -27,7 +27,7 @@ from posttrain.recipe.fingerprint import dump_resolved
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import EngineSpec
 from posttrain.recipe.stage import StageContext
-from posttrain.run import machines
+from posttrain.run import engine, machines
 from posttrain.run.context import context_of
 from posttrain.run.launch import deepspeed_options, launch, launch_command, threads
 from posttrain.run.machines import announce, follow, leading, machine_rank, main_address, require_free_port
@@ -143,6 +143,56 @@ def test_zero3_distils_on_policy(one_process: Path, tmp_path: Path) -> None:
         assert row["flops"] / row["tokens/train"] == pytest.approx(size, rel=1e-6)
     assert faults_of(context.dir.model) == [] and weights(context.dir.model)
     assert [json.loads(line)["step"] for line in context.dir.curve.read_text().splitlines()] == [0, 2, 3]
+
+
+@launched
+def test_zero2_does_rl(one_process: Path, tmp_path: Path) -> None:
+    context = prepared(one_process, tmp_path / "run", "grpo", engine_of("zero2"))
+    launch(context)
+    ours, theirs = rows(context.run.path, "grpo"), rows(one_process, "grpo")
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    assert any(value != 0 for value in series(context.run.path, "grpo", "grad_norm"))
+    assert faults_of(context.dir.model) == []
+    before, after = weights(one_process / "stages/sft/model"), weights(context.dir.model)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def adapted(one_process: Path, directory: Path, engine: dict[str, Any]) -> StageContext:
+    """A stage of off-policy distillation that puts an adapter on the model of stage sft, up to its training.
+
+    What the teacher answered is what stage sft was trained on: the files are of the same form.
+    """
+    shutil.copytree(one_process, directory)
+    shutil.copytree(directory / "stages/sft/data", directory / "stages/taught/data")
+    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    recipe["model"]["adapter"] = {"lora": lora, "at_boundary": "continue"}
+    recipe["engine"] = engine
+    train = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
+    recipe["stages"]["taught"] = {
+        **{"kind": "off_policy_distillation", "start_from": "sft", "teacher": "sft", "queries": {"from": "problems"}},
+        "train": {**train, "per_device_train_batch_size": 8 // engine.get("processes", 1)},
+    }
+    write_text(directory / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    return context_of(load_recipe(directory / "recipe.yaml").recipe, RunDir(directory), "taught", quiet=True)
+
+
+@launched
+def test_zero3_trains_an_adapter_off_policy_as_one_process(one_process: Path, tmp_path: Path) -> None:
+    alone = adapted(one_process, tmp_path / "alone", {"cpu": True, "threads": 1})
+    engine.train(alone, alone.recipe.model)
+    context = adapted(one_process, tmp_path / "run", engine_of("zero3"))
+    launch(context)
+    for key in ("loss", "grad_norm"):
+        ours, theirs = (series(run.run.path, "taught", key) for run in (context, alone))
+        assert len(ours) == 4 and ours == pytest.approx(theirs, rel=5e-3, abs=5e-3), key
+    # Merged into the weights, and kept for the next stage: the gathered one, equal to that of one process.
+    assert faults_of(context.dir.model) == [] and faults_of(context.dir.path / "adapter") == []
+    mine, other = weights(context.dir.model), weights(alone.dir.model)
+    start = weights(one_process / "stages/sft/model")
+    assert any(not torch.equal(mine[name], start[name]) for name in start)
+    for name in start:
+        torch.testing.assert_close(mine[name], other[name], rtol=0.02, atol=5e-3)
 
 
 @launched
