@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib.util
+import io
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import browser, find_browser
 from tests.served import ANSWER, MODEL, PATHS, THOUGHT, Server, serving
+from tests.test_playground import lanes, press, until
 
 pytestmark = [
     pytest.mark.vllm,
@@ -184,6 +190,29 @@ def test_the_clients_of_both_makers_understand(server: Server) -> None:
         other.messages.create(model=MODEL, max_tokens=12, messages=ask["messages"], thinking=thinking)
 
 
+def test_the_examples_of_the_documentation_run(server: Server) -> None:
+    pytest.importorskip("openai"), pytest.importorskip("anthropic")
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^curl -s localhost:8000(\S+).*?-d '(.*?)'$", page, re.MULTILINE | re.DOTALL)
+    answers = [server.post(path, body.encode()) for path, body in asked]
+    assert [status for status, _ in answers] == [200, 400]
+    shown = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+    assert answers[1][1] == shown[1]
+    assert answers[0][1]["choices"][0]["thinking"].keys() == shown[0]["choices"][0]["thinking"].keys()
+    assert (
+        answers[0][1]["usage"]["completion_tokens_details"].keys()
+        == shown[0]["usage"]["completion_tokens_details"].keys()
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+            exec(block.replace("http://localhost:8000", server.url).replace('"none"', '"sesame"'), {})
+    first, second, third = printed.getvalue().splitlines()
+    assert re.fullmatch(r"20 budget|\d+ natural", first)
+    assert second == "6"  # what `low` means to this server, and the first sentence ends no sooner
+    assert re.fullmatch(r"\d+ end_turn", third)
+
+
 def test_without_the_key_nothing_is_read(server: Server) -> None:
     before = server.get("/metrics")
     status, answer = server.post(PATHS["chat"], asked("chat", thinking_buget=3), authorization="Bearer wrong")
@@ -196,6 +225,29 @@ def test_what_is_not_json_is_vllms_to_refuse(server: Server) -> None:
     for body in (b"{", b"[]", b'"x"', b""):
         status, answer = server.post(PATHS["chat"], body)
         assert status in (400, 422), answer
+
+
+def test_the_playground_compares_on_this_server(server: Server, tmp_path: Path) -> None:
+    binary = find_browser()
+    if binary is None:
+        pytest.skip("no Chromium here (POSTTRAIN_BROWSER names one)")
+    with browser(binary, tmp_path) as page:
+        page.call("Page.navigate", url=f"{server.url}/playground")
+        until(page, "document.querySelector('.settings')?.open === true")  # a key is needed, and asked for
+        page.evaluate("document.querySelector('#temperature').value = 0; document.querySelector('#key').focus()")
+        page.call("Input.insertText", text="sesame")
+        press(page, "Tab")
+        until(page, f"document.querySelector('#model').value === '{MODEL}'")
+        page.evaluate("document.querySelectorAll('.budget')[1].value = 7; document.querySelector('#question').focus()")
+        page.call("Input.insertText", text="hi")
+        press(page, "Enter", ctrl=True)
+        until(page, "document.querySelector('#said').textContent.startsWith('Done.')", seconds=120)
+        found = lanes(page)
+    assert [(lane["thinking"], lane["reply"]) for lane in found] == [
+        (tokens, "".join(ANSWER)) for tokens in ("0", "7", "60", "60")
+    ]
+    assert "lowered from 256" in found[2]["state"]
+    assert found[1]["thoughts"].startswith("".join(THOUGHT).lstrip())
 
 
 def test_counting_tokens_takes_the_same_fields(server: Server) -> None:
