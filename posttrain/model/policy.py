@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.locations import looks_local
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json, write_json, write_text
 from posttrain.templates.families import Family, get_family
@@ -39,16 +40,16 @@ def family_of(template: TemplateSpec) -> Family:
     return family
 
 
-def looks_local(path: str) -> bool:
-    """Whether a model path means a directory: such a path never goes to a hub."""
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists() or path.count("/") > 1
+def _is_local(path: str) -> bool:
+    return looks_local(path, Path())
 
 
-def load_tokenizer(path: Path | str) -> Any:
-    """The tokenizer of a policy's directory, padding on the left, a padding token set."""
+def load_tokenizer(path: Path | str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a policy's directory, or of a hub id at a revision: padding on the left, a padding token set."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=looks_local(str(path)))
+    options = {"revision": revision} if revision else {}
+    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=_is_local(str(path)), **options)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -64,7 +65,7 @@ def load_model(path: Path | str, *, dtype: str = "float32", attention: str = "sd
         str(path),
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
-        local_files_only=looks_local(str(path)),
+        local_files_only=_is_local(str(path)),
     )
     return model.eval()
 
@@ -149,14 +150,16 @@ def _tokenizer_of(spec: ModelSpec, family: Family, texts: Iterable[str]) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(spec.path), gguf_file=spec.gguf_file)
-    return load_tokenizer(spec.tokenizer or str(spec.path))
+    if spec.tokenizer is None:
+        return load_tokenizer(str(spec.path), revision=spec.revision)
+    return load_tokenizer(spec.tokenizer)
 
 
 def _load_named(spec: ModelSpec) -> Any:
     from transformers import AutoModelForCausalLM
 
-    path = str(Path(str(spec.path)).expanduser()) if looks_local(str(spec.path)) else str(spec.path)
-    options: dict[str, Any] = {"local_files_only": looks_local(path), "attn_implementation": spec.attention}
+    path = str(Path(str(spec.path)).expanduser()) if _is_local(str(spec.path)) else str(spec.path)
+    options: dict[str, Any] = {"local_files_only": _is_local(path), "attn_implementation": spec.attention}
     if spec.revision:
         options["revision"] = spec.revision
     if spec.gguf_file:
