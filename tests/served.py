@@ -137,24 +137,23 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, *options: str, environ: dict[str, str] | None = None) -> Iterator[Server]:
-    """`posttrain serve` of a thinker under `directory`, until the block ends."""
+def serving(directory: Path, *options: str, plain: bool = False) -> Iterator[Server]:
+    """`posttrain serve` of a thinker under `directory`, until the block ends; `plain`: `vllm serve` as it is."""
     model = directory / "model"
     if not model.exists():
         build_thinker(model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    program = "vllm.entrypoints.cli.main" if plain else "posttrain"
     command: Sequence[str] = [
-        sys.executable, "-m", "posttrain", "serve", str(model), *options, "--served-model-name", MODEL,
+        sys.executable, "-m", program, "serve", str(model), *options, "--served-model-name", MODEL,
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
         "--max-model-len", "4096", "--gpu-memory-utilization", "0.1",
     ]  # fmt: skip
     log = directory / "server.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, env={**environment(directory / "site"), **(environ or {})}, stdout=out, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=environment(directory / "site"), stdout=out, stderr=subprocess.STDOUT)
         server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
             _wait(server)
