@@ -45,7 +45,8 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
     name, scenario = setting.split("-")
     asked = {
         "scenario": scenario, "native": native, "requests": requests, "seed": seed, "model": model,
-        "rows": 32 if name == "v1" else 16, "blocks": 48 if name == "v1" else 28,
+        "rows": 32 if name == "v1" else 16, "blocks": 24 if name == "v1" else 12,
+        "longest": 512 if name == "v1" or scenario == "chunked" else 320,
     }  # fmt: skip
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
@@ -59,7 +60,8 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     result = [line.removeprefix("RESULT") for line in done.stdout.splitlines() if line.startswith("RESULT")]
     if not result:
-        words = [line for line in done.stderr.splitlines() if "Error" in line]
+        said = (done.stdout + done.stderr).splitlines()
+        words = [line for line in said if "Error: " in line and "Engine core initialization" not in line]
         return {"setting": setting, "native": native, "error": (words or [done.stderr[-300:]])[-1][-300:]}
     return {"setting": setting, "native": native, "requests": requests, "seed": seed, **json.loads(result[-1])}
 
@@ -68,10 +70,18 @@ def keep(result: dict[str, Any]) -> None:
     """Put a result into the file, in the place of an earlier one of the same setting and version."""
     key = ("setting", "native", "vllm")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [each for each in kept if [each.get(name) for name in key] != [result.get(name) for name in key]]
+    kept = [
+        each
+        for each in kept
+        if any(each.get(name) != result.get(name) for name in key) and not ("error" in each and same(each, result))
+    ]
     kept.append({**result, "date": time.strftime("%Y-%m-%d", time.gmtime())})
     kept.sort(key=lambda each: [str(each.get(name)) for name in key])
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (one["setting"], one["native"]) == (other["setting"], other["native"])
 
 
 def main() -> None:

@@ -92,11 +92,11 @@ def random_requests(count: int, seed: int, tokenizer: Any, ids: Ids, *, longest:
 def engine_options(setting: dict[str, Any], stop_thinking: str) -> dict[str, Any]:
     """Options of `vllm.LLM` for a setting: plain, preemption, chunked or ngram; ours or native."""
     options: dict[str, Any] = {
-        "model": setting["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": 512,
+        "model": setting["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": setting["longest"],
         "gpu_memory_utilization": 0.1, "max_num_seqs": setting["rows"], "disable_log_stats": False, "seed": 0,
     }  # fmt: skip
     if setting["scenario"] == "preemption":  # room for the prompts, not for what they become
-        options.update(num_gpu_blocks_override=setting["blocks"], block_size=16, enable_prefix_caching=False)
+        options.update(num_gpu_blocks_override=setting["blocks"], block_size=32, enable_prefix_caching=False)
     if setting["scenario"] == "chunked":
         options.update(max_num_batched_tokens=setting["rows"], enable_chunked_prefill=True)
     if setting["scenario"] == "ngram":

@@ -34,7 +34,7 @@ from vllm.sampling_params import StructuredOutputsParams
 def refused(llm, **given):
     try:
         llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(max_tokens=2, **given), use_tqdm=False)
-    except ValueError as error:
+    except Exception as error:  # its class differs from version to version; over HTTP it is a 400
         return str(error)
 
 if __name__ == "__main__":
@@ -97,7 +97,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stress(model: Path, **setting: Any) -> dict[str, Any]:
-    asked = {"native": False, "rows": 32, "blocks": 48, "seed": 7, "model": str(model), **setting}
+    asked = {"native": False, "rows": 32, "blocks": 24, "longest": 512, "seed": 7, "model": str(model), **setting}
     interpreted = INTERPRETED if asked.pop("interpreted", False) else {}
     return result_of(python([str(REQUESTS), json.dumps(asked)], **interpreted))
 
@@ -111,7 +111,7 @@ def test_v1_keeps_every_budget_while_requests_are_preempted(model: Path) -> None
 
 @pytest.mark.timeout(900)
 def test_v2_keeps_every_budget_with_drafts(model: Path) -> None:
-    result = stress(model, scenario="ngram", requests=6, rows=6, interpreted=True)
+    result = stress(model, scenario="ngram", requests=6, rows=6, longest=320, interpreted=True)
     assert result["seen"]["drafts accepted"] > 0
     assert (result["wrong"], result["kinds"]) == (0, {})
 

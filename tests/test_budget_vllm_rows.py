@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -367,3 +368,9 @@ def test_a_model_without_markers_is_refused_in_words() -> None:
     plain = SimpleNamespace(chat_template=None, get_vocab=lambda: {"<|im_end|>": 0})
     with pytest.raises(PosttrainError, match="no thinking to budget"):
         model_family(Path("nowhere"), plain)
+
+
+def test_the_support_table_is_what_the_results_give() -> None:
+    script = ROOT / "docs" / "make_budget_support.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
