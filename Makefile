@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_engine budget_server budget_curve
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive
@@ -58,7 +58,7 @@ test: setup setup-vllm
 	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
 
-bench: setup
+bench: setup setup-vllm
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

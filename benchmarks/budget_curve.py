@@ -2,9 +2,9 @@
 
     python benchmarks/budget_curve.py [RUN] [--stage general_rl] [--results docs/results]
 
-RUN is a finished `posttrain run recipes/tiny_cpu.yaml` (default: runs/demo). The same reserved queries, prompts,
-sampling and budgets go through vLLM; only the random numbers differ. The last line is JSON: `ours` is the number of
-budgets whose two accuracies lie further apart than chance allows (a two-sided test at 1 % over all budgets).
+RUN is a finished run of recipes/tiny_cpu.yaml (default: seed 0 of benchmarks/tiny_cpu.py). The same reserved queries,
+prompts, sampling and budgets go through vLLM; only the random numbers differ. The last line is JSON: `ours` is the
+number of budgets whose two accuracies lie further apart than chance allows (two-sided, 1 % over all budgets).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def apart(ours: dict[str, Any], theirs: dict[str, Any], limit: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs") / "demo")
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/tiny_cpu_seeds/seed-0"))
     parser.add_argument("--stage", default="general_rl")
     parser.add_argument("--results", type=Path, help="also write budget_curve.md there")
     arguments = parser.parse_args()
