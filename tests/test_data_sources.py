@@ -295,7 +295,7 @@ def test_no_bytes_at_all_give_anything_but_rows_or_a_named_fault(tmp_path: Path,
     try:
         dataset = load_data("d", Spec(path=str(path), verifier="number"), base_dir=tmp_path, seed=0)
     except PosttrainError as error:
-        assert all(str(path) in problem.where for problem in error.problems if "bad rows in data" not in problem.what)
+        assert all(str(path) in problem.where for problem in error.problems if "bad row" not in problem.what)
     else:
         assert len(dataset) >= 1
 
