@@ -1,0 +1,36 @@
+"""The one registry of games that answer back. A further game is one file with one class, and one line here.
+
+The classes of games and their names are MTR-Bench's (arXiv:2505.17123).
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib import import_module
+from typing import cast
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.rl.environments.game import Game
+
+__all__ = ["ENVIRONMENTS", "game_class"]
+
+_HERE = "posttrain.rl.environments"
+
+ENVIRONMENTS: dict[str, str] = {}
+
+
+@cache
+def game_class(name: str) -> type[Game]:
+    """The class of the game of that name.
+
+    Raises:
+        PosttrainError: there is none of that name (the nearest names are given).
+    """
+    path = ENVIRONMENTS.get(name)
+    if path is None:
+        near = difflib.get_close_matches(name, ENVIRONMENTS, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(ENVIRONMENTS))}"
+        raise PosttrainError(Problem(f"no game is called {name!r}", remedy=remedy))
+    module, _, attribute = path.partition(":")
+    return cast(type[Game], getattr(import_module(module), attribute))
