@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from posttrain.recipe.kinds import STAGE_KINDS, recipe_model, stage_class
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import Stage
-from posttrain.rl.rewards import GATES, REWARDS, resolve_reward
+from posttrain.rl.rewards import GATES, REWARDS, definition_of
 from posttrain.tasks.registry import TASKS
 from posttrain.templates.families import FAMILIES
 
@@ -158,9 +158,7 @@ class Reference:
         ]
         self._add("## Tasks and verifiers\n", "For `data.NAME.task` and `data.NAME.verifier`.\n")
         self._add("\n".join(["| name | what |", "|---|---|", *tasks]))
-        rewards = [
-            f"| `{name}` | {_doc(resolve_reward(name))} | {_options(resolve_reward(name))} |" for name in REWARDS
-        ]
+        rewards = [f"| `{name}` | {_doc(definition_of(name))} | {_options(definition_of(name))} |" for name in REWARDS]
         self._add(
             "## Rewards\n", "For `rewards:` of a `grpo` stage; a reward of your own is `package.module:function`.\n"
         )

@@ -70,7 +70,7 @@ def _measure(generate: Sampler, rows: Sequence[Mapping[str, Any]], mode: Mode, s
     asked = [{**row, "mode": mode, "switch": "template"} for row in rows for _ in range(samples)]
     completions = generate([prompt_of(row) for row in asked], seed=seed)
     passed = [
-        (accuracy(row, rollout_of(completion, row, 0)) or 0.0) >= 1.0
+        (accuracy(row, rollout_of(completion, row, 0)).value or 0.0) >= 1.0
         for row, completion in zip(asked, completions, strict=True)
     ]
     return [sum(passed[i : i + samples]) / samples for i in range(0, len(passed), samples)]

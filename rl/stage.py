@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from posttrain.data.funnel import Funnel
 from posttrain.errors import PosttrainError, Problem
@@ -126,13 +126,18 @@ class GrpoStage(RolloutStage):
     kind: Literal["grpo"] = "grpo"
     rewards: dict[str, float | RewardSpec] = Field(
         default={"accuracy": 1.0},
-        description="rewards by name (or package.module:function), with weights",
+        description="rewards by name (or package.module:function), with weights; `by_task`: what each row's task names",
     )
     combine: Literal["product", "sum"] = Field(
         default="product",
         description="product: mode_following and format, where listed, multiply the others; sum: weights alone",
     )
     health: Health = Field(default_factory=Health, description="when a sick run is stopped")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _by_task(cls, value: Any) -> Any:
+        return {"task": 1.0} if value == "by_task" else value
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         yield from super().faults(recipe, start_kind)
@@ -168,6 +173,8 @@ class GrpoStage(RolloutStage):
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
         from posttrain.rl.trainer import PolicyTrainer
 
+        from posttrain.rl.rewards.reading import RolloutFile
+
         columns, weights = self.reward_columns()
         owned = {**self.decided_options(), "reward_weights": weights}
         args = trainer_arguments(GRPOConfig, context, self, defaults=ON_POLICY_SAMPLING, **owned)
@@ -185,6 +192,10 @@ class GrpoStage(RolloutStage):
         )
         trainer.set_rollouts(context.family, seed=context.seed, batch_size=self.rollout_batch_size)
         trainer.watch(self.health)
+        if trainer.is_world_process_zero():
+            reading = RolloutFile(context.dir.path / "rollouts.jsonl", len(columns))
+            for column in columns:
+                column.reading = reading
         return trainer
 
 

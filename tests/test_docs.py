@@ -222,9 +222,9 @@ def test_the_example_of_a_reward_scores(tmp_path: Path, monkeypatch: pytest.Monk
     brevity = resolve_reward("brevity", rewards["brevity"]["options"])
     family = get_family("qwen3")
     long_thinking = parse("<think>\n" + "so " * 99 + "\n</think>\n\nfour", family)
-    assert brevity({}, Rollout(long_thinking)) == 1.0
-    assert brevity({}, Rollout(parse("four " * 51, family))) == 0.0
-    assert brevity({}, Rollout(long_thinking, truncated=True)) is None
+    assert brevity({}, Rollout(long_thinking)).value == 1.0
+    assert brevity({}, Rollout(parse("four " * 51, family))).value == 0.0
+    assert brevity({}, Rollout(long_thinking, truncated=True)).value is None
     inline = "{brevity: {weight: 0.2, options: {word: 50}}}"
     with pytest.raises(PosttrainError, match="has no option 'word'"):
         load_recipe(readme_recipe(tmp_path), [f"stages.reasoning_rl.rewards={inline}"])

@@ -42,7 +42,7 @@ def rollout(text: str, mode: Mode | None = "thinking", *, prefilled: str = "", *
 
 
 def score(name: str, sample: Rollout) -> float | None:
-    return resolve_reward(name)(QUERY, sample)
+    return resolve_reward(name)(QUERY, sample).value
 
 
 def test_a_right_answer_in_the_mode_asked_for_earns_everything() -> None:
@@ -137,8 +137,8 @@ def test_the_answer_format_is_the_tasks_own() -> None:
     assert score("accuracy", wrong_digit) == 0.0
     assert score("answer_format", wrong_digit) == 1.0
     assert score("answer_format", rollout("<think>\nc\n</think>\n\n2<|im_end|>")) == 0.0
-    assert resolve_reward("answer_format")({**QUERY, "task": "exact"}, wrong_digit) is None
-    assert resolve_reward("accuracy")({"id": "q"}, wrong_digit) is None
+    assert resolve_reward("answer_format")({**QUERY, "task": "exact"}, wrong_digit).value is None
+    assert resolve_reward("accuracy")({"id": "q"}, wrong_digit).value is None
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_soft_overlong_falls_in_a_line_over_the_last_fifth(tokens: int, expected
 
 def test_soft_overlong_takes_its_buffer_as_an_option() -> None:
     reward = resolve_reward("length", {"buffer": 0.5})
-    assert reward(QUERY, rollout(THOUGHT, tokens=75, max_tokens=100)) == pytest.approx(0.5)
-    assert reward(QUERY, rollout(THOUGHT, tokens=75)) is None
+    assert reward(QUERY, rollout(THOUGHT, tokens=75, max_tokens=100)).value == pytest.approx(0.5)
+    assert reward(QUERY, rollout(THOUGHT, tokens=75)).value is None
 
 
 @given(st.text(max_size=60), st.sampled_from(["thinking", "non_thinking", None]), st.sampled_from(["", EMPTY]))
@@ -179,7 +179,7 @@ def test_names_are_resolved_and_faults_are_named() -> None:
         resolve_reward("length", {"bufer": 0.1})
     with pytest.raises(PosttrainError, match="cannot be imported"):
         resolve_reward("nowhere.module:f")
-    assert resolve_reward("posttrain.rl.rewards.outcome:accuracy")(QUERY, rollout(THOUGHT)) == 1.0
+    assert resolve_reward("posttrain.rl.rewards.outcome:accuracy")(QUERY, rollout(THOUGHT)).value == 1.0
 
 
 def fragile(query: Mapping[str, Any], sample: Rollout) -> float | None:

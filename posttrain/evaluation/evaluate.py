@@ -17,6 +17,7 @@ from posttrain.model.policy import load_model, load_tokenizer
 from posttrain.progress import progress
 from posttrain.recipe.schema import EvaluationSpec, ModelSpec, Recipe
 from posttrain.tasks.registry import get_task
+from posttrain.tasks.task import verdict_of
 from posttrain.templates.families import Family, Kind, Mode, Sampling
 from posttrain.templates.flags import with_flag
 from posttrain.templates.render import Message
@@ -170,10 +171,10 @@ def grade(
 
 
 def score_completion(query: Mapping[str, Any], completion: Completion) -> float:
-    """The task's score of the content: what stands in the thinking does not count, nor an answer cut off."""
+    """The task's score of the answer: what stands in the thinking does not count, nor an answer cut off."""
     if completion.truncated:
         return 0.0
-    return float(get_task(query["task"]).score(completion.message.content, query))
+    return float(verdict_of(get_task(query["task"]), completion.message, query).value)
 
 
 def figures(graded: Mapping[str, Sequence[Graded]], headline: str, mode: Mode, samples: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     RUN/stages/STAGE/checkpoints/ checkpoint-N/, each with a manifest
     RUN/stages/STAGE/model/       the result, as transformers and vLLM load it
     RUN/stages/STAGE/metrics.jsonl, curve.jsonl, evaluation.json, samples.jsonl, stage.json
+    RUN/stages/STAGE/rollouts.jsonl   rollouts to read, with every reward's score and reason (stages of RL)
 
 A directory is complete when its manifest stands in it: the manifest is written last, and names every file with its size
 and checksum. A file is written beside its place and renamed. So an artefact is complete or absent, whatever was killed.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.tasks.task import Query, Task
 
-__all__ = ["TASKS", "Query", "Task", "get_task"]
+__all__ = ["TASKS", "Query", "Task", "get_task", "task_rewards"]
 
 # A name that ends in a colon stands for a whole library of tasks: what follows the colon is handed to the class.
 TASKS: dict[str, str] = {
@@ -37,6 +38,15 @@ def get_task(name: str) -> Task:
     module, _, attribute = path.partition(":")
     cls = getattr(import_module(module), attribute)
     return cast(Task, cls(member) if colon else cls())
+
+
+def task_rewards(name: str) -> Mapping[str, Any]:
+    """What RL pays for a task: rewards by name, each with its weight, or {weight, options}.
+
+    Raises:
+        PosttrainError: there is no such task.
+    """
+    return getattr(get_task(name), "rewards", None) or {"accuracy": 1.0}
 
 
 def _unknown(name: str) -> Problem:

@@ -6,7 +6,9 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from posttrain.templates.parsed import ParsedMessage
 
 Query = dict[str, Any]
 
@@ -18,6 +20,9 @@ RUBBISH = ("", "   ", "zzz", "I do not know.", "\\boxed{}", "\\boxed{zzz}", "<th
 @runtime_checkable
 class Task(Protocol):
     """A source of queries with its verifier.
+
+    A task may also have `rewards`, what RL pays for it (rewards by name with weights; default: accuracy alone), and
+    `verdict(message, query)`, a `Verdict` of a whole parsed message, for tasks that look at tool calls or say why.
 
     `score` sees the content of an answer only, never its reasoning: an answer hidden in the reasoning is no answer.
     """
@@ -41,6 +46,33 @@ class Task(Protocol):
     def gold(self, query: Mapping[str, Any]) -> str:
         """Content that must score 1."""
         ...
+
+
+class Verdict(NamedTuple):
+    """How right an answer is, from 0 to 1, and why, in one line."""
+
+    value: float
+    reason: str = ""
+
+
+def verdict_of(task: Task, message: ParsedMessage, query: Mapping[str, Any]) -> Verdict:
+    """A task's verdict on a parsed answer. Its reasoning does not count."""
+    judged = getattr(task, "verdict", None)
+    if judged is not None:
+        return Verdict(*judged(message, query))
+    value = float(task.score(message.content, query))
+    return Verdict(value, f"{_short(message.content)} for {_short(str(query.get('answer', '')))}")
+
+
+def _short(text: str) -> str:
+    one_line = " ".join(text.split())
+    return repr(one_line if len(one_line) <= 80 else f"{one_line[:77]}...")
+
+
+def plain_message(content: str, **parts: Any) -> ParsedMessage:
+    """A sound answer without thinking."""
+    given = {"reasoning": None, "tool_calls": (), "closed": True, "well_formed": True, "problems": (), **parts}
+    return ParsedMessage(content=content, **given)
 
 
 def make_query(

@@ -1,22 +1,24 @@
 """Rewards: one shape for all of them, and the registry by name.
 
-A reward is a function of the query's row and of one rollout, to a score in [0, 1], or None where it does not apply:
+A reward is a function of the query's row and of one rollout, to a score in [0, 1], or None where it does not apply. With
+a `Score` it says why, in a line that is kept for reading:
 
-    def politeness(query: Mapping[str, Any], rollout: Rollout) -> float | None: ...
+    def politeness(query: Mapping[str, Any], rollout: Rollout) -> Score | float | None: ...
 
 A further reward is one such function and one line in `REWARDS`; a recipe may also name one of its own as
-`package.module:function`. Options of a reward are its keyword-only parameters.
+`package.module:function`. Options of a reward are its keyword-only parameters. What is better asked in batches is a class:
+its keyword-only parameters are the options, `batch(queries, rollouts)` gives the scores.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.templates.families import Mode
@@ -28,7 +30,11 @@ REWARDS: dict[str, str] = {
     "mode_following": "posttrain.rl.rewards.modes:mode_following",
     "format": "posttrain.rl.rewards.modes:think_format",
     "length": "posttrain.rl.rewards.length:soft_overlong",
+    "task": "posttrain.rl.rewards.by_task:ByTask",
 }
+
+FORM = frozenset({"mode_following", "format", "answer_format", "length"})
+"""Rewards that look at the form alone: rubbish in good form earns them. A task's table pays them for content only."""
 
 GATES = ("mode_following", "format")
 """Rewards that, under `combine: product`, decide whether anything else counts."""
@@ -63,7 +69,81 @@ class Rollout:
     max_tokens: int = 0
 
 
-Reward = Callable[[Mapping[str, Any], Rollout], float | None]
+Fault = Literal["", "raised", "timeout"]
+
+
+class RewardFault(ValueError):
+    """A reward returned something that is no score."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a reward says of one rollout.
+
+    Attributes:
+        value: in [0, 1], or None: it does not apply.
+        reason: one line for a reader.
+        components: the scores that it is made of, by name.
+        fault: what kept the reward from scoring: it raised, or ran into a time limit. Then `value` is None.
+    """
+
+    value: float | None
+    reason: str = ""
+    components: Mapping[str, Score] = field(default_factory=dict)
+    fault: Fault = ""
+
+    @classmethod
+    def of(cls, given: Score | float | None) -> Score:
+        """A reward's return value, checked.
+
+        Raises:
+            RewardFault: it is no number in [0, 1].
+        """
+        score = given if isinstance(given, Score) else cls(None if given is None else float(given))
+        if score.value is not None and not (math.isfinite(score.value) and 0.0 <= score.value <= 1.0):
+            raise RewardFault(f"{score.value!r} is no score in [0, 1]")
+        return score
+
+    @classmethod
+    def fault_of(cls, error: BaseException) -> Score:
+        """The score of a reward that raised: none, with what it raised as the reason."""
+        late = isinstance(error, TimeoutError) or getattr(error, "kind", "") == "deadline"
+        return cls(None, f"{type(error).__name__}: {error}"[:300], fault="timeout" if late else "raised")
+
+
+RewardFunction = Callable[[Mapping[str, Any], Rollout], "Score | float | None"]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward by its name, with its options bound: `function(query, rollout)`, or an object with a `batch` as well."""
+
+    name: str
+    function: Callable[..., Score | float | None]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, query: Mapping[str, Any], rollout: Rollout) -> Score:
+        """The score of one rollout. Raises whatever the reward raises, and RewardFault for what is no score."""
+        return Score.of(self.function(query, rollout, **self.options))
+
+    def batch(self, queries: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> list[Score]:
+        """The scores of several rollouts; a fault is a score that says so."""
+        together: Callable[..., Sequence[Score]] | None = getattr(self.function, "batch", None)
+        if together is None:
+            return [self._guarded(query, rollout) for query, rollout in zip(queries, rollouts, strict=True)]
+        try:
+            scores = [Score.of(score) for score in together(queries, rollouts)]
+        except Exception as error:
+            return [Score.fault_of(error)] * len(rollouts)
+        if len(scores) != len(rollouts):
+            raise ValueError(f"reward {self.name} gave {len(scores)} scores for {len(rollouts)} rollouts")
+        return scores
+
+    def _guarded(self, query: Mapping[str, Any], rollout: Rollout) -> Score:
+        try:
+            return self(query, rollout)
+        except Exception as error:
+            return Score.fault_of(error)
 
 
 def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
@@ -71,13 +151,13 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
 
     Args:
         name: a name in `REWARDS`, or `package.module:function`.
-        options: the function's keyword-only parameters.
+        options: the keyword-only parameters of the function, or of the class.
 
     Raises:
-        PosttrainError: there is no such reward, it cannot be imported, or it has no such option.
+        PosttrainError: there is no such reward, it cannot be imported, it has no such option, or refuses its value.
     """
-    function = _import(name)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    found = definition_of(name)
+    known = [p.name for p in inspect.signature(found).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = [key for key in options or {} if key not in known]
     if unknown:
         raise PosttrainError(
@@ -86,10 +166,16 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
                 remedy=f"its options: {', '.join(known) or 'none'}",
             )
         )
-    return functools.partial(function, **options) if options else function
+    given = dict(options or {})
+    return Reward(name, found(**given)) if inspect.isclass(found) else Reward(name, found, given)
 
 
-def _import(name: str) -> Reward:
+def definition_of(name: str) -> Any:
+    """The function or class behind a name, as it was written.
+
+    Raises:
+        PosttrainError: there is no such reward, or it cannot be imported.
+    """
     path = REWARDS.get(name, name)
     module, _, attribute = path.partition(":")
     if not attribute:
@@ -102,9 +188,8 @@ def _import(name: str) -> Reward:
             )
         )
     try:
-        function: Reward = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PosttrainError(
             Problem(f"the reward {name!r} cannot be imported: {error}", remedy="check the path package.module:function")
         ) from error
-    return function

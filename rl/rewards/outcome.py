@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from posttrain.rl.rewards import Rollout
+from posttrain.rl.rewards import Rollout, Score
 
 
-def accuracy(query: Mapping[str, Any], rollout: Rollout) -> float | None:
+def accuracy(query: Mapping[str, Any], rollout: Rollout) -> Score | None:
     """The task's score of the content; 0 for a truncated answer. None where the query has no task."""
     if not query.get("task"):
         return None
-    if rollout.truncated or not rollout.message.content.strip():
-        return 0.0
+    if (unanswered := no_answer(rollout)) is not None:
+        return unanswered
     from posttrain.tasks.registry import get_task
+    from posttrain.tasks.task import verdict_of
 
-    return float(get_task(query["task"]).score(rollout.message.content, query))
+    verdict = verdict_of(get_task(query["task"]), rollout.message, query)
+    return Score(float(verdict.value), verdict.reason)
+
+
+def no_answer(rollout: Rollout) -> Score | None:
+    """Score 0 for a completion that was cut off, or holds no answer; None for any other."""
+    if rollout.truncated:
+        return Score(0.0, "cut off")
+    if not rollout.message.content.strip() and not rollout.message.tool_calls:
+        return Score(0.0, "no answer")
+    return None
 
 
 def answer_format(query: Mapping[str, Any], rollout: Rollout) -> float | None:
