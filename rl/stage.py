@@ -171,9 +171,8 @@ class GrpoStage(RolloutStage):
         from trl import GRPOConfig
 
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
-        from posttrain.rl.trainer import PolicyTrainer
-
         from posttrain.rl.rewards.reading import RolloutFile
+        from posttrain.rl.trainer import PolicyTrainer
 
         columns, weights = self.reward_columns()
         owned = {**self.decided_options(), "reward_weights": weights}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -45,7 +45,7 @@ def half(query: Mapping[str, Any], rollout: Rollout) -> Score:
 class Counting:
     """Scores a batch by its size."""
 
-    sizes: list[int] = []
+    sizes: ClassVar[list[int]] = []
 
     def __call__(self, query: Mapping[str, Any], rollout: Rollout) -> Score:
         return self.batch([query], [rollout])[0]

@@ -1,13 +1,13 @@
 """Rewards: one shape for all of them, and the registry by name.
 
-A reward is a function of the query's row and of one rollout, to a score in [0, 1], or None where it does not apply. With
-a `Score` it says why, in a line that is kept for reading:
+A reward is a function of the query's row and of one rollout, to a score in [0, 1], or None where it does not apply.
+With a `Score` it says why, in a line that is kept for reading:
 
     def politeness(query: Mapping[str, Any], rollout: Rollout) -> Score | float | None: ...
 
 A further reward is one such function and one line in `REWARDS`; a recipe may also name one of its own as
-`package.module:function`. Options of a reward are its keyword-only parameters. What is better asked in batches is a class:
-its keyword-only parameters are the options, `batch(queries, rollouts)` gives the scores.
+`package.module:function`. Options of a reward are its keyword-only parameters. What is better asked in batches is a
+class: its keyword-only parameters are the options, `batch(queries, rollouts)` gives the scores.
 """
 
 from __future__ import annotations

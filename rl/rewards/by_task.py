@@ -1,8 +1,8 @@
 """A sample names its task, and the task names its rewards and their weights: one score a sample, components kept.
 
-What a task is paid by stands in its class (`rewards`, a mapping of reward to weight; default: accuracy alone), or in the
-option `tables`. Content is paid, and form is a discount on it: with weights w, content c and forms f, all in [0, 1], the
-score is c * (w_c + sum w_f f) / (w_c + sum w_f). So nothing in good form alone is worth anything.
+What a task is paid by stands in its class (`rewards`, a mapping of reward to weight; default: accuracy alone), or in
+the option `tables`. Content is paid, and form is a discount on it: with weights w, content c and forms f, all in
+[0, 1], the score is c * (w_c + sum w_f f) / (w_c + sum w_f). So nothing in good form alone is worth anything.
 """
 
 from __future__ import annotations
