@@ -60,7 +60,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The rewards of this file under a name that a recipe could give."""
     import sys
 
-    monkeypatch.setitem(sys.modules, "rewards_of_this_test", SimpleNamespace(**globals()))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "rewards_of_this_test", SimpleNamespace(**globals()))
     yield
 
 

@@ -167,7 +167,10 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
             )
         )
     given = dict(options or {})
-    return Reward(name, found(**given)) if inspect.isclass(found) else Reward(name, found, given)
+    if inspect.isclass(found):
+        scorer: Any = found(**given)
+        return Reward(name, scorer)
+    return Reward(name, found, given)
 
 
 def definition_of(name: str) -> Any:

@@ -75,8 +75,8 @@ def combined(table: Table, scores: Mapping[str, Score]) -> Score:
     reason = "; ".join(f"{name}: {_told(score)}" for name, score in scores.items())
     whole = content_weight + form_weight
     if whole == 0.0:
-        fault = next((score.fault for score in scores.values() if score.fault), "")
-        return Score(None, reason, scores, fault)
+        faults = [score.fault for score in scores.values() if score.fault]
+        return Score(None, reason, scores, faults[0] if faults else "")
     if content_weight == 0.0:  # forms alone, or a table whose content failed: that is none of the policy's doing
         faulty = any(score.fault for score in scores.values())
         return Score(None if faulty else form / form_weight, reason, scores, "raised" if faulty else "")
