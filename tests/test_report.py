@@ -55,6 +55,18 @@ def test_page_stands_alone_and_escapes_what_models_wrote(run: RunDir) -> None:
         assert outside not in page
 
 
+def test_what_was_kept_and_dropped_can_be_read(run: RunDir) -> None:
+    page = build_report(run).read_text()
+    for cell in ("<td>10</td><td>9</td>", "wrong 1", "tokens: supervised_tokens <b>1,234</b>", "by key"):
+        assert cell in page, cell
+    assert "query: &lt;i&gt;1+1&lt;/i&gt;" in page and "it is 2" in page
+    text = (run.path / "report.md").read_text()
+    assert "| problems | 10 | 0 | 0 | 2 | 1 | 7 |" in text
+    assert "| problems | wrong_answer | 10 | 9 | 1 | wrong 1 |" in text
+    report = json.loads((run.path / "report.json").read_text())
+    assert report["stages"][0]["funnel"]["steps"][0]["kept"] == 9 and "examples" not in report["stages"][0]
+
+
 def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     write_text(run.recipe, RECIPE)

@@ -41,9 +41,12 @@ def write_stage(run: RunDir, name: str, parent: str, right: int, curve: list[tup
         "data_seconds": 1.0,
         "flops": 1e9,
         "steps": 5,
-        "funnel": {"queries": {"read": 10, "kept": 9}},
     }
     write_json(directory.record, record)
+    step = {"source": "problems", "step": "wrong_answer", "in": 10, "kept": 9, "dropped": 1, "why": {"wrong": 1}}
+    write_json(directory.data / "manifest.json", {"funnel": {"steps": [step], "tokens": {"supervised_tokens": 1234}}})
+    example = {"source": "problems", "step": "wrong_answer", "verdict": "dropped", "why": "wrong", "detail": "it is 2"}
+    write_text(directory.data / "examples.jsonl", json.dumps({**example, "query": "<i>1+1</i>", "content": "3"}) + "\n")
     point = {"thinking_budget": 4, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 100, "thinking_tokens": 3.5}
     budget = [{**point, "closed_by_budget": 0.9}] if name == "cold_start" else []
     write_json(directory.evaluation, {"scores": scores(right), "budget_curve": budget})
@@ -62,6 +65,9 @@ def write_run(path: Path) -> RunDir:
     """Four stages: a cold start, a student, and the student trained further in two ways."""
     run = RunDir(path)
     write_text(run.recipe, RECIPE)
+    facts = {"rows_read": 10, "filtered_out": 0, "bad_rows_skipped": 0, "reserved": 2, "for_training": 7}
+    close = {"method": "key", "dropped": {"same_key": 1}}
+    write_json(run.data("problems") / "funnel.json", {**facts, "decontamination": close})
     write_json(run.path / "clock.json", {"wall_seconds": 60.0, "preparation_seconds": 3.0})
     write_stage(run, "cold_start", "base", 60, [])
     write_stage(run, "student", "base", 50, [])

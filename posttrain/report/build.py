@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.model.artifacts import RunDir, write_json, write_text
 from posttrain.report import figures
 from posttrain.report.collect import MODES, collect
+from posttrain.report.funnels import data_table, stage_funnel
 
 CURVES = (
     ("loss", "loss"),
@@ -31,7 +32,7 @@ def build_report(run: RunDir) -> Path:
     """Write the three forms of the report. Returns the page's path."""
     content = collect(run)
     public = {key: value for key, value in content.items() if key != "stages"}
-    bulky = ("metrics", "samples", "curve")
+    bulky = ("metrics", "samples", "curve", "examples")
     public["stages"] = [{key: value for key, value in stage.items() if key not in bulky} for stage in content["stages"]]
     write_json(run.path / "report.json", public)
     table = stage_table(content)
@@ -114,4 +115,12 @@ def _render(name: str, content: Mapping[str, Any], table: Any, *, pictures: Mapp
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(report=content, table=table, pictures=pictures)
+    return environment.get_template(name).render(
+        report=content,
+        table=table,
+        pictures=pictures,
+        data=data_table(content["data"]),
+        funnels={
+            stage["name"]: stage_funnel(stage["funnel"]) if stage["funnel"] else None for stage in content["stages"]
+        },
+    )

@@ -73,10 +73,11 @@ def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]
             for mode in MODES
         },
         "budget_curve": evaluation["budget_curve"],
-        "funnel": record.get("funnel"),
+        "funnel": (read_json(directory.data / "manifest.json") or {}).get("funnel"),
         "metrics": read_lines(directory.metrics),
         "curve": read_lines(directory.curve),
         "samples": read_lines(directory.samples),
+        "examples": read_lines(directory.data / "examples.jsonl"),
     }
 
 
