@@ -17,7 +17,12 @@ __all__ = ["ENVIRONMENTS", "game_class"]
 
 _HERE = "posttrain.rl.environments"
 
-ENVIRONMENTS: dict[str, str] = {}
+ENVIRONMENTS: dict[str, str] = {
+    "MinMax": f"{_HERE}.information_probing.min_max:MinMax",
+    "FindHidden": f"{_HERE}.dynamic_adaptation.find_hidden:FindHidden",
+    "TreasureHunt": f"{_HERE}.state_operation.treasure_hunt:TreasureHunt",
+    "PaperNumber": f"{_HERE}.strategic_gaming.paper_number:PaperNumber",
+}
 
 
 @cache

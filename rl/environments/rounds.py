@@ -1,0 +1,136 @@
+"""What every game here shares: a move is read before it changes anything, and a finished game stays finished.
+
+A game of questions is asked with `? ...` and answered with `! ...`, as in the interactive problems that most of these
+games come from; a game of moves takes the bare move.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Generator
+from typing import ClassVar, Generic, TypeVar
+
+from posttrain.rl.environments.game import Difficulty, Game, Player, Reply
+
+Size = TypeVar("Size")
+Play = Generator[str, str, None]
+"""A reference player as a coroutine: it yields moves and is sent the replies."""
+
+_NUMBER = r"-?[0-9]{1,9}"
+_NUMBERS = re.compile(rf"\s*{_NUMBER}(?:(?:\s*,\s*|\s+){_NUMBER})*\s*")
+
+
+class Forbidden(Exception):
+    """A move that cannot be read or is not allowed; the text says why."""
+
+
+class Rounds(Game, Generic[Size]):
+    """A game whose instance is drawn in `set_up` and whose moves are made in `play`.
+
+    Attributes:
+        sizes: what a difficulty means for this game.
+        chance: every draw of this instance, those of the environment's moves included.
+        size: this instance's entry of `sizes`.
+    """
+
+    sizes: ClassVar[dict[Difficulty, Size]]
+
+    def __init__(self, seed: int, difficulty: Difficulty) -> None:
+        super().__init__(seed, difficulty)
+        self.chance = random.Random(f"{self.name}/{difficulty}/{seed}")
+        self.size = self.sizes[difficulty]
+        self._end: Reply | None = None
+        self.set_up()
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Draw the instance."""
+
+    @abstractmethod
+    def play(self, text: str) -> Reply:
+        """One move of a game under way.
+
+        Raises:
+            Forbidden: it cannot be read or is not allowed; nothing may have changed by then.
+        """
+
+    def move(self, text: str) -> Reply:
+        if self._end is not None:
+            return Reply("The game is over.", valid=False, done=True, score=self._end.score)
+        try:
+            reply = self.play(text)
+        except Forbidden as why:
+            return Reply(f"Not allowed: {why}.", valid=False)
+        if reply.done:
+            self._end = reply
+        return reply
+
+
+def won(text: str) -> Reply:
+    return Reply(text, done=True, score=1.0)
+
+
+def lost(text: str) -> Reply:
+    return Reply(text, done=True)
+
+
+# --- reading a move
+
+
+def numbers(text: str, count: int | None = None, *, low: int, high: int) -> list[int]:
+    """The whole numbers of a move, `count` of them, each from `low` to `high`.
+
+    Raises:
+        Forbidden: the text is anything else.
+    """
+    if not _NUMBERS.fullmatch(text):
+        raise Forbidden("whole numbers are expected")
+    found = [int(number) for number in re.findall(_NUMBER, text)]
+    if count is not None and len(found) != count:
+        raise Forbidden(f"{count} number{'s are' if count > 1 else ' is'} expected")
+    if not all(low <= number <= high for number in found):
+        raise Forbidden(f"numbers go from {low} to {high}")
+    return found
+
+
+def different(found: list[int]) -> list[int]:
+    """The same numbers, no two of them equal, or `Forbidden`."""
+    if len(set(found)) != len(found):
+        raise Forbidden("the numbers have to differ")
+    return found
+
+
+def question_or_answer(text: str) -> tuple[bool, str]:
+    """Whether a move asks (`? ...`) and not answers (`! ...`), and what follows the mark."""
+    text = text.strip()
+    if text[:1] not in ("?", "!"):
+        raise Forbidden("a move begins with ? or !")
+    return text[0] == "?", text[1:]
+
+
+# --- players
+
+
+def as_player(play: Callable[[str], Play]) -> Player:
+    """A player from a coroutine that is started on the rules and sent every reply after that."""
+    running: list[Play] = []
+
+    def player(said: str) -> str:
+        if running:
+            return running[0].send(said)
+        running.append(play(said))
+        return next(running[0])
+
+    return player
+
+
+def setting(rules: str) -> dict[str, str]:
+    """What a game's rules say of this instance: every `name = value` up to the next comma, semicolon or line's end."""
+    return {name: value.strip() for name, value in re.findall(r"(\w+) = ([^,;\n]+)", rules)}
+
+
+def numbers_in(text: str) -> list[int]:
+    """Every whole number of a text, for players that read a reply."""
+    return [int(number) for number in re.findall(_NUMBER, text)]
