@@ -35,7 +35,7 @@ class PaperNumber(Rounds[tuple[int, int]]):
     def rules(self) -> str:
         return (
             "PaperNumber. Each round you are given a number and write it on one of the papers in a row, over what"
-            " stands there if need be. You win as soon as every paper has a number none less than the one on its left.\n"
+            " stands there if need be. You win once every paper has a number and none is less than its left one.\n"
             "k writes the number on paper k.\n"
             f"papers = {self.count}; numbers go from 1 to c = {self.greatest}; rounds = {self.rounds_left}\n"
             f"row = {self._view()}"
