@@ -84,8 +84,9 @@ class QuerySelection(QuerySources):
     pass_rate: PassRate | None = Field(
         default=None, description="measure how often the starting model is right, and keep what it can learn"
     )
-    order: Literal["hardest_first", "shuffled", "as_is"] = Field(
-        default="shuffled", description="`hardest_first` needs `pass_rate`"
+    order: Literal["hardest_first", "variance", "shuffled", "as_is"] = Field(
+        default="shuffled",
+        description="`hardest_first` and `variance` (the most uncertain first: p (1 - p)) need `pass_rate`",
     )
     pool: int | None = Field(
         default=None, gt=0, description="queries looked at (their pass rate measured); default: all"
@@ -100,10 +101,10 @@ class QuerySelection(QuerySources):
 
     def faults(self) -> Iterator[Fault]:
         """Faults within the selection."""
-        if self.order == "hardest_first" and self.pass_rate is None:
+        if self.order in ("hardest_first", "variance") and self.pass_rate is None:
             yield Fault(
                 ("queries", "order"),
-                "hardest_first needs a pass rate to order by",
+                f"{self.order} needs a pass rate to order by",
                 remedy="give pass_rate, as pass_rate: {samples: 8, low: 0.1, high: 0.9}",
             )
 
@@ -158,6 +159,8 @@ def select_queries(
         rows = _learnable(selection.pass_rate, context, rows, mode, max_new_tokens, funnel)
     if selection.order == "hardest_first":
         rows = sorted(rows, key=lambda row: row["pass_rate"])
+    elif selection.order == "variance":  # of a right or wrong answer's score (Qwen2.5 report, section 4.3)
+        rows = sorted(rows, key=lambda row: -row["pass_rate"] * (1.0 - row["pass_rate"]))
     rows = _first(rows, selection.limit, funnel, "limit")
     if not rows:
         raise _none_left(context.name, funnel)

@@ -94,7 +94,10 @@ class ResumableRollouts:
                     remedy="resume with as many processes as wrote it, or remove it and go on from an older one",
                 )
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._restore_rollouts(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _restore_rollouts(self, state: dict[str, Any]) -> None:
+        """Take over what `_rollout_state` gave."""
         self._step = state["step"]
         self._buffered_inputs = send_to_device(state["buffer"], self.accelerator.device)  # type: ignore[attr-defined]
         self._metrics["train"] = defaultdict(list, state["metrics"])

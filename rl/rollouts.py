@@ -82,6 +82,7 @@ class PerSampleRollouts:
         self.counters = {"rollout_tokens": 0, "train_tokens": 0}
         self._rows: list[dict[str, Any]] = []
         self._completions: list[Completion] = []
+        self._attempt = 0
 
     @property
     def rollout_tokens(self) -> int:
@@ -110,14 +111,28 @@ class PerSampleRollouts:
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         self._completions = self._sample()
-        for row, completion in zip(self._rows, self._completions, strict=True):
-            row["rollout"] = rollout_of(completion, row, self.max_completion_length)  # type: ignore[attr-defined]
+        self._attach(self._rows, self._completions)
         return [completion.prompt_ids for completion in self._completions], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> Any:
         return [completion.completion_ids for completion in self._completions]
+
+    def sample_rows(self, rows: list[dict[str, Any]], attempt: int) -> list[Completion]:
+        """One completion for every row, beside TRL's own round; `attempt` tells generations of one batch apart."""
+        self._rows, self._attempt = rows, attempt
+        try:
+            completions = self._sample()
+        finally:
+            self._rows, self._attempt = [], 0
+        self._attach(rows, completions)
+        return completions
+
+    def _attach(self, rows: Sequence[dict[str, Any]], completions: Sequence[Completion]) -> None:
+        """Hand rewards their rollouts, as a further column."""
+        for row, completion in zip(rows, completions, strict=True):
+            row["rollout"] = rollout_of(completion, row, self.max_completion_length)  # type: ignore[attr-defined]
 
     def _sample(self) -> list[Completion]:
         """One completion for every row, by the policy as it is now."""
@@ -149,7 +164,8 @@ class PerSampleRollouts:
         trainer: Any = self
         # Evaluation batches of one step differ by their rows; training batches by the micro-step.
         place = trainer._step if training else hash_rows(self._rows)
-        return rollout_seed(self._stage_seed, trainer.state.global_step, place, trainer.accelerator.process_index)
+        seed = rollout_seed(self._stage_seed, trainer.state.global_step, place, trainer.accelerator.process_index)
+        return rollout_seed(seed, self._attempt, 0, 0) if self._attempt else seed
 
     def _log_rollouts(self) -> None:
         trainer: Any = self

@@ -14,6 +14,7 @@ from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.rl.health import Health
 from posttrain.rl.modes import Asking, ThinkingBudgets, mode_faults
 from posttrain.rl.queries import QuerySelection, select_queries, write_data
+from posttrain.rl.stream import DynamicSampling
 from posttrain.templates.families import FAMILIES, Family, Kind, Mode
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ class GrpoStage(RolloutStage):
         default="product",
         description="product: mode_following and format, where listed, multiply the others; sum: weights alone",
     )
+    dynamic_sampling: DynamicSampling | None = Field(
+        default=None, description="fill every batch with groups that carry a difference in reward"
+    )
     health: Health = Field(default_factory=Health, description="when a sick run is stopped")
 
     @field_validator("rewards", mode="before")
@@ -195,6 +199,9 @@ class GrpoStage(RolloutStage):
             reading = RolloutFile(context.dir.path / "rollouts.jsonl", len(columns))
             for column in columns:
                 column.reading = reading
+        if self.dynamic_sampling is not None:
+            whole_groups(context.name, args)
+            trainer.fill_batches(self.dynamic_sampling, shuffled=self.queries.order == "shuffled", seed=context.seed)
         return trainer
 
 
@@ -218,5 +225,22 @@ def enough_rows(stage: str, rows: int, needed: int) -> None:
                 f"stage {stage}: {rows} queries do not fill one generation batch of {needed} different prompts",
                 why="the trainer would drop the batch and train on nothing",
                 remedy="give more queries, or lower train.generation_batch_size (or per_device_train_batch_size)",
+            )
+        )
+
+
+def whole_groups(stage: str, args: Any) -> None:
+    """Refuse dynamic sampling where the rollouts of one query lie on several processes.
+
+    Raises:
+        PosttrainError: a process's part of a generation batch is no whole number of groups.
+    """
+    own = args.per_device_train_batch_size * args.steps_per_generation
+    if own % args.num_generations:
+        raise PosttrainError(
+            Problem(
+                f"stage {stage}: {own} rollouts a process are no whole groups of {args.num_generations}",
+                why="dynamic_sampling chooses groups, and every process chooses its own",
+                remedy="make per_device_train_batch_size * steps_per_generation a multiple of num_generations",
             )
         )

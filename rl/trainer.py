@@ -6,12 +6,14 @@ from typing import Any
 
 from trl import GRPOTrainer
 
+from posttrain.rl.advantage_rows import RowsWithAdvantage
+from posttrain.rl.filled_batches import FilledBatches
 from posttrain.rl.health import Health, Watch
 from posttrain.rl.resume import ResumableRollouts
 from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings
 
 
-class PolicyTrainer(PerSampleRollouts, ResumableRollouts, GRPOTrainer):  # type: ignore[misc]
+class PolicyTrainer(FilledBatches, PerSampleRollouts, ResumableRollouts, RowsWithAdvantage, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over rows with the columns `prompt`, `mode`, `switch` and `thinking_budget`."""
 
     def watch(self, health: Health) -> None:

@@ -35,6 +35,7 @@ PAGES = (
     "ROADMAP.md",
     "docs/budget.md",
     "docs/recipe.md",
+    "docs/reinforcement_learning.md",
     "docs/serving.md",
     "templates/README.md",
 )

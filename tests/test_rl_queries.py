@@ -160,10 +160,9 @@ def test_no_query_left_is_an_error_that_shows_the_funnel(tmp_path: Path) -> None
         built(where)
 
 
-def test_hardest_first_within_the_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = grpo(
-        queries={"from": "sums", "order": "hardest_first", "limit": 10, "pass_rate": {"low": 0.2, "high": 0.8}}
-    )
+@pytest.mark.parametrize("order", ["hardest_first", "variance"])
+def test_order_within_the_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    stage = grpo(queries={"from": "sums", "order": order, "limit": 10, "pass_rate": {"low": 0.2, "high": 0.8}})
     where = context(tmp_path, stage)
     measured: list[Mode] = []
 
@@ -175,9 +174,13 @@ def test_hardest_first_within_the_band(tmp_path: Path, monkeypatch: pytest.Monke
     rows, funnel = built(where)
     assert measured == ["thinking"]
     found = [row["pass_rate"] for row in rows]
-    assert found == sorted(found)
     assert len(found) == 10
-    assert min(found) == 0.2 and max(found) <= 0.8
+    if order == "hardest_first":
+        assert found == sorted(found)
+        assert min(found) == 0.2 and max(found) <= 0.8
+    else:  # the least certain first, from either side
+        assert [abs(rate - 0.5) for rate in found] == sorted(abs(rate - 0.5) for rate in found)
+        assert min(found) < 0.5 < max(found)
     learnable = next(step for step in funnel["steps"] if step["step"] == "learnable")
     assert set(learnable["why"]) == {"too_hard", "too_easy"}
 
@@ -196,6 +199,7 @@ def test_hardest_first_within_the_band(tmp_path: Path, monkeypatch: pytest.Monke
             "thinks",
         ),
         ({"queries": {"from": "sums", "order": "hardest_first"}}, "hybrid", "qwen3", "needs a pass rate"),
+        ({"queries": {"from": "sums", "order": "variance"}}, "hybrid", "qwen3", "variance needs a pass rate"),
         ({"train": {"use_vllm": True}}, "hybrid", "qwen3", "use_vllm"),
         ({"train": {"vllm_mode": "colocate"}}, "hybrid", "qwen3", "vllm_mode"),
         ({"train": {"temperature": 0}}, "hybrid", "qwen3", "temperature 0"),

@@ -60,6 +60,12 @@ GRPO: dict[str, Any] = {"kind": "grpo", "rewards": {f"{__name__}:checksum": 1.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {**GRPO, "train": {**COMMON, "num_generations": 4}},
     # One generation serves eight micro-steps, that is four steps: every checkpoint but the fourth is in mid-buffer.
+    "filled": {
+        **GRPO,
+        "dynamic_sampling": {"tries": 3},
+        "rewards": {f"{__name__}:checksum": 1.0},
+        "train": {**COMMON, "num_generations": 2, "per_device_train_batch_size": 4, "steps_per_generation": 2},
+    },
     "buffer": {
         **GRPO,
         "train": {
@@ -173,7 +179,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("variant", "stops"),
-    [("grpo", [3, 6]), ("buffer", [3, 5]), ("muon", [2]), ("distillation", [4])],
+    [("grpo", [3, 6]), ("filled", [3, 6]), ("buffer", [3, 5]), ("muon", [2]), ("distillation", [4])],
 )
 def test_a_stopped_run_ends_as_an_uninterrupted_one(root: Path, variant: str, stops: list[int]) -> None:
     context = prepared(root, variant)

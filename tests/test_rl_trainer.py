@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,8 @@ def test_counters_add_up_and_are_logged(root: Path) -> None:
     # One generation of 2 x 8 rollouts serves 2 x 2 micro-steps, so each token is trained on twice.
     options = {**TRAIN, "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4}
     trainer = trainer_of(prepared(root, "counters", train=options))
+    signs = itertools.count()
+    trainer.reward_funcs[0].reward = lambda query, rollout: next(signs) % 4 / 3  # no advantage is 0
     trainer.train()
     assert trainer.train_tokens == 2 * trainer.rollout_tokens > 0
     # Padding of the generation batch is never counted: prompts and completions are.
