@@ -60,10 +60,8 @@ class RowsWithAdvantage:
             and trainer.loss_type in (*PER_ROW, *PER_TOKEN, *PER_GENERATION)
         )
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[misc]
-        scale: float = inputs.get(SCALE, 1.0)
-        return loss * scale
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return super()._compute_loss(model, inputs) * inputs.get(SCALE, 1.0)  # type: ignore[misc]
 
 
 def differs(rewards_G_R: torch.Tensor, weights_R: torch.Tensor, aggregation: str) -> bool:
