@@ -89,6 +89,8 @@ class OnPolicyDistillationStage(RolloutStage):
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        trainer.set_rollouts(context.family, seed=context.seed, batch_size=self.rollout_batch_size)
+        trainer.set_rollouts(
+            context.family, seed=context.seed, batch_size=self.rollout_batch_size, turn_tokens=self.turn_tokens
+        )
         trainer.watch(self.health, entries=len(tokenizer))
         return trainer

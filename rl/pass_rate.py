@@ -54,7 +54,8 @@ def measure_pass_rates(
     with progress(f"pass rates {context.name}", len(rows), quiet=context.quiet, start=len(rates)) as advance:
         for begin in range(len(rates), len(rows), spec.chunk):
             chunk = rows[begin : begin + spec.chunk]
-            measured = _measure(generate, chunk, mode, spec.samples, derive_seed(context.seed, "pass rates", begin))
+            seed = derive_seed(context.seed, "pass rates", begin)
+            measured = _measure(generate, chunk, mode, spec.samples, max_new_tokens, seed)
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in _lines(chunk, measured))
             rates += measured
@@ -62,13 +63,17 @@ def measure_pass_rates(
     return rates
 
 
-def _measure(generate: Sampler, rows: Sequence[Mapping[str, Any]], mode: Mode, samples: int, seed: int) -> list[float]:
+def _measure(
+    generate: Sampler, rows: Sequence[Mapping[str, Any]], mode: Mode, samples: int, max_new_tokens: int, seed: int
+) -> list[float]:
+    from posttrain.evaluation.play import Limits, complete
     from posttrain.rl.rewards import resolve_reward
     from posttrain.rl.rollouts import prompt_of, rollout_of
 
     accuracy = resolve_reward("accuracy")
     asked = [{**row, "mode": mode, "switch": "template"} for row in rows for _ in range(samples)]
-    completions = generate([prompt_of(row) for row in asked], seed=seed)
+    limits = Limits(tokens=max_new_tokens)
+    completions = complete(generate, asked, [prompt_of(row) for row in asked], seed=seed, limits=limits)
     passed = [
         (accuracy(row, rollout_of(completion, row, 0)).value or 0.0) >= 1.0
         for row, completion in zip(asked, completions, strict=True)

@@ -7,7 +7,7 @@ all else stays TRL's.
 Tokens that a budget forced are not the policy's choice. They were "sampled" with probability 1 where the policy's own
 is tiny, so their importance ratio explodes and training would teach the policy to emit them. TRL has a mask for tokens
 that came from outside (`tool_mask`): what it masks is left out of loss, importance ratio, KL, entropy and every
-denominator, in both trainers. The forced tokens go there.
+denominator, in both trainers. The forced tokens go there, and so does what an environment says (`multi_turn.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
+from posttrain.evaluation.play import Played
 from posttrain.model.generation import Completion, Generator, Prompt
+from posttrain.rl.multi_turn import Episodes
 from posttrain.rl.rewards import Rollout
 from posttrain.templates.families import Family, Sampling
 
@@ -56,6 +58,7 @@ def rollout_of(completion: Completion, row: Mapping[str, Any], max_tokens: int) 
         thinking_tokens=completion.thinking_tokens,
         tokens=len(completion.completion_ids) - sum(completion.forced),
         max_tokens=max_tokens,
+        outcome=completion.outcome if isinstance(completion, Played) else None,
     )
 
 
@@ -70,14 +73,18 @@ class PerSampleRollouts:
     rollout_batch_size: int | None
     counters: dict[str, int]
 
-    def set_rollouts(self, family: Family, *, seed: int, batch_size: int | None = None) -> None:
+    def set_rollouts(
+        self, family: Family, *, seed: int, batch_size: int | None = None, turn_tokens: int | None = None
+    ) -> None:
         """Say how rollouts are made.
 
         Args:
             family: markers, stop text and modes.
             seed: of the stage; every generation's own seed is derived from it.
             batch_size: rollouts generated at once in one process; None: all of a generation batch.
+            turn_tokens: of one turn of an interactive task at most (`Episodes`).
         """
+        self._episodes = Episodes(turn_tokens)
         self.family, self._stage_seed, self.rollout_batch_size = family, seed, batch_size
         self.counters = {"rollout_tokens": 0, "train_tokens": 0}
         self._rows: list[dict[str, Any]] = []
@@ -149,6 +156,7 @@ class PerSampleRollouts:
             torch.no_grad(),
             trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
         ):
+            sharded = trainer._dist.is_fsdp or (trainer._dist.is_zero3 and not gathered)
             generator = Generator(
                 policy,
                 trainer._tokenizer,
@@ -156,9 +164,19 @@ class PerSampleRollouts:
                 max_new_tokens=trainer.max_completion_length,
                 batch_size=self.rollout_batch_size or len(self._rows),
                 sampling=dict.fromkeys(self.family.modes, sampling),
-                sharded=trainer._dist.is_fsdp or (trainer._dist.is_zero3 and not gathered),
+                sharded=sharded,
             )
-            return generator([prompt_of(row) for row in self._rows], seed=self._seed(trainer.model.training))
+            return self._episodes.complete(
+                generator,
+                self._rows,
+                [prompt_of(row) for row in self._rows],
+                seed=self._seed(trainer.model.training),
+                max_tokens=trainer.max_completion_length,
+                anyone=self._anyone if sharded else None,
+            )
+
+    def _anyone(self, mine: bool) -> bool:
+        return self._summed([int(mine)])[0] > 0
 
     def _seed(self, training: bool) -> int:
         trainer: Any = self
@@ -179,27 +197,30 @@ class PerSampleRollouts:
             sum(c.closed_by == "budget" for c in done),
             sum(len(c.completion_ids) for c in done),
         ]
-        rollouts, tokens, forced, thinking, by_budget, completion_tokens = self._summed(local)
+        rollouts, tokens, forced, thinking, by_budget, completion_tokens = map(int, self._summed(local))
         figures = trainer._metrics[mode]
         figures["rollouts/forced_tokens"].append(forced / max(1, completion_tokens))
         figures["rollouts/thinking_tokens"].append(thinking / rollouts)
         figures["rollouts/closed_by_budget"].append(by_budget / rollouts)
+        for name, value in self._episodes.figures(done, self._summed).items():
+            figures[name].append(value)
         if mode == "train":
             self.counters["rollout_tokens"] += tokens
 
-    def _summed(self, local: Sequence[int]) -> list[int]:
+    def _summed(self, local: Sequence[float]) -> list[float]:
         """Sums over the processes."""
         accelerator: Any = self.accelerator  # type: ignore[attr-defined]
         if accelerator.num_processes == 1:
             return list(local)
-        totals = accelerator.reduce(torch.tensor(local, device=accelerator.device, dtype=torch.long), reduction="sum")
-        return [int(total) for total in totals.tolist()]
+        own = torch.tensor(local, device=accelerator.device, dtype=torch.double)
+        totals: list[float] = accelerator.reduce(own, reduction="sum").tolist()
+        return totals
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
         if self.model.training:  # type: ignore[attr-defined]
             tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
-            self.counters["train_tokens"] += self._summed([tokens])[0]
+            self.counters["train_tokens"] += int(self._summed([tokens])[0])
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -67,6 +67,12 @@ class RolloutStage(Stage):
         default=None, gt=0, description="rollouts generated at once in one process; default: a whole generation batch"
     )
 
+    turn_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="a model's own tokens in one turn of an interactive task; default: what is left of the completion",
+    )
+
     def asking(self, family: Family) -> Asking:
         """How the samples ask."""
         return Asking(
@@ -193,7 +199,9 @@ class GrpoStage(RolloutStage):
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        trainer.set_rollouts(context.family, seed=context.seed, batch_size=self.rollout_batch_size)
+        trainer.set_rollouts(
+            context.family, seed=context.seed, batch_size=self.rollout_batch_size, turn_tokens=self.turn_tokens
+        )
         trainer.watch(self.health)
         if trainer.is_world_process_zero():
             reading = RolloutFile(context.dir.path / "rollouts.jsonl", len(columns))

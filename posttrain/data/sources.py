@@ -16,7 +16,7 @@ from posttrain.data.expression import ExpressionFault, compile_filter
 from posttrain.data.faults import BadRow, Place, RowFaults
 from posttrain.data.locations import looks_local, open_named, open_saved, resolve
 from posttrain.data.readers import read_dataset, read_file
-from posttrain.data.rows import RowReader, shape_of
+from posttrain.data.rows import CONVERSATION_COLUMNS, RowReader, shape_of
 from posttrain.data.store import write_rows
 from posttrain.errors import PosttrainError, Problem
 from posttrain.tasks.registry import get_task
@@ -147,7 +147,9 @@ def _kept_queries(
             kept = keeps is None or keeps(row)
         except (BadRow, ExpressionFault) as problem:
             raise PosttrainError(Problem(str(problem))) from None  # a task's rows are all alike
-        if kept:
+        if kept and "messages" in row:  # a task may make conversations, as games that were played
+            yield {column: row[column] for column in CONVERSATION_COLUMNS}
+        elif kept:
             yield {**{column: row[column] for column in QUERY_COLUMNS}, "task": verifier or row["task"]}
         else:
             counts.filtered += 1

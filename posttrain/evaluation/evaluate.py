@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.prepare import reserved_rows
+from posttrain.evaluation.play import Played, complete
 from posttrain.evaluation.scores import Score, flat_score, pass_at_k, percentile, score
 from posttrain.evaluation.think_follow import think_follow
 from posttrain.model.artifacts import RunDir
@@ -162,7 +163,8 @@ def grade(
         for query in queries
         for _ in range(samples)
     ]
-    completions = generate(prompts, seed=seed, progress=advance)
+    rows = [{**query, "mode": mode} for query in queries for _ in range(samples)]
+    completions = complete(generate, rows, prompts, seed=seed, progress=advance)
     graded = []
     for index, query in enumerate(queries):
         own = completions[index * samples : (index + 1) * samples]
@@ -174,6 +176,8 @@ def score_completion(query: Mapping[str, Any], completion: Completion) -> float:
     """The task's score of the answer: what stands in the thinking does not count, nor an answer cut off."""
     if completion.truncated:
         return 0.0
+    if isinstance(completion, Played):
+        return completion.outcome.score
     return float(verdict_of(get_task(query["task"]), completion.message, query).value)
 
 
@@ -196,12 +200,26 @@ def figures(graded: Mapping[str, Sequence[Graded]], headline: str, mode: Mode, s
         "n": len(thinking),
     }
     out["by_data"] = {name: score([row.scores for row in rows]) for name, rows in graded.items()}
+    out |= episode_figures(everything)
     levels = sorted({row.query.get("difficulty") or 0 for row in main})
     out["by_difficulty"] = {
         str(level): score([row.scores for row in main if (row.query.get("difficulty") or 0) == level])
         for level in levels
     }
     return out
+
+
+def episode_figures(rows: Sequence[Graded]) -> dict[str, Any]:
+    """What rows that were played came to besides their scores; {} where none was."""
+    outcomes = [[one.outcome for one in row.completions if isinstance(one, Played)] for row in rows]
+    outcomes = [row for row in outcomes if row]
+    won = [outcome.turns for row in outcomes for outcome in row if outcome.won]
+    if not outcomes:
+        return {}
+    return {
+        "invalid_moves": score([[outcome.invalid / max(1, outcome.turns) for outcome in row] for row in outcomes]),
+        "turns_when_won": {"mean": sum(won) / max(1, len(won)), "n": len(won)},
+    }
 
 
 def _share(rows: Sequence[Graded], holds: Any) -> Score:

@@ -35,12 +35,19 @@ class Prompt:
         mode: the mode asked of the template; None leaves it to the flags in the conversation.
         thinking_budget: the model's own thinking tokens allowed; None or -1: no limit. 0 does not think.
         tools: JSON schemas of functions the model may call.
+        ids: the conversation as tokens, the assistant's header included, where it is to be continued as it stands
+            (`model/dialogue.py`); None: `messages` are rendered.
+        prefilled: with `ids`: what they hold after that header.
+        max_new_tokens: the model's own tokens at most, where that is less than the generator allows.
     """
 
     messages: list[Message]
     mode: Mode | None = None
     thinking_budget: int | None = None
     tools: list[dict[str, Any]] | None = None
+    ids: list[int] | None = None
+    prefilled: str = ""
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,9 @@ class Generator:
         sampling: replaces the family's sampling of the modes it names.
         sharded: the parameters lie on several processes (ZeRO-3, FSDP) and are gathered forward by forward. Then all
             processes have to call at the same time, each with prompts of its own.
+
+    Attributes:
+        positions: that the model was made for; None where its configuration does not say.
     """
 
     def __init__(
@@ -102,13 +112,14 @@ class Generator:
         sampling: Mapping[Mode, Sampling] | None = None,
         sharded: bool = False,
     ) -> None:
+        self.tokenizer = tokenizer
+        self.family = family
         self._model = model
-        self._tokenizer = tokenizer
-        self._family = family
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._sharded = sharded
         self._sampling = {**family.sampling, **(sampling or {})}
+        self.positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._told_of_positions = False
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
         # Rows without a limit are watched under the shortest rule, which every tokenizer and family has.
@@ -133,15 +144,11 @@ class Generator:
         from posttrain.model.decoding import decode
         from posttrain.model.inference import decoding_mode, lockstep
 
-        texts = [self._render(prompt) for prompt in prompts]
-        distinct = list(dict.fromkeys(texts))
-        encoded = self._tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        ids_of = dict(zip(distinct, encoded, strict=True))
-        header = f"{self._family.message_start}assistant\n"
-        prefills = [text.rpartition(header)[2] for text in texts]
+        read = self._read(prompts)
+        prefills = [prefilled for _, prefilled in read]
         rows = [
-            self._row(prompt, ids_of[text], opens_thinking(prefilled, self._family), _seed_of(seed, place))
-            for place, (prompt, text, prefilled) in enumerate(zip(prompts, texts, prefills, strict=True))
+            self._row(prompt, ids, opens_thinking(prefilled, self.family), _seed_of(seed, place))
+            for place, (prompt, (ids, prefilled)) in enumerate(zip(prompts, read, strict=True))
         ]
         # Long prompts first: little padding, equal prompts side by side, and memory runs out at the start if it does.
         ordered = sorted(rows, key=lambda row: (-len(row.prompt_ids), row.prompt_ids))
@@ -157,9 +164,21 @@ class Generator:
         self._tell_of_positions(rows)
         return [self._completion(*given) for given in zip(prompts, rows, prefills, strict=True)]
 
+    def _read(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], str]]:
+        """The tokens of every prompt, and what they hold after the assistant's header."""
+        texts = [self._render(prompt) if prompt.ids is None else "" for prompt in prompts]
+        distinct = list(dict.fromkeys(filter(None, texts)))
+        encoded = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+        ids_of = dict(zip(distinct, encoded, strict=True))
+        header = f"{self.family.message_start}assistant\n"
+        return [
+            (ids_of[text], text.rpartition(header)[2]) if prompt.ids is None else (prompt.ids, prompt.prefilled)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
     def _tell_of_positions(self, rows: Sequence[Row]) -> None:
         """Warn, once, of completions that went on past the positions that the model was made for."""
-        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        room = self.positions
         past = sum(len(row.prompt_ids) + len(row.ids) > room for row in rows) if room else 0
         if past and not self._told_of_positions:
             self._told_of_positions = True
@@ -170,10 +189,10 @@ class Generator:
 
     @cached_property
     def _limiting(self) -> BudgetRule:
-        return budget_rule(self._tokenizer, self._family)
+        return budget_rule(self.tokenizer, self.family)
 
     def _render(self, prompt: Prompt) -> str:
-        return render(prompt.messages, self._family, tools=prompt.tools, mode=prompt.mode, add_generation_prompt=True)
+        return render(prompt.messages, self.family, tools=prompt.tools, mode=prompt.mode, add_generation_prompt=True)
 
     def _row(self, prompt: Prompt, prompt_ids: list[int], thinking_open: bool, seed: int) -> Row:
         from posttrain.model.decoding import Row
@@ -181,22 +200,23 @@ class Generator:
         budget = prompt.thinking_budget
         limited = budget is not None and budget >= 0
         rule = self._limiting if limited else self._watching
+        own_limit = min(self._max_new_tokens, prompt.max_new_tokens or self._max_new_tokens)
         return Row(
             prompt_ids=prompt_ids,
             state=BudgetState(rule, budget, thinking_open=thinking_open),
             sampling=self._sampling_of(prompt),
             seed=seed,
-            limit=self._max_new_tokens + (len(rule.stop_ids) if limited else 0),
-            own_limit=self._max_new_tokens,
+            limit=own_limit + (len(rule.stop_ids) if limited else 0),
+            own_limit=own_limit,
         )
 
     def _sampling_of(self, prompt: Prompt) -> Sampling:
-        mode = prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode
+        mode = prompt.mode or last_flag(prompt.messages, self.family) or self.family.default_mode
         return self._sampling[mode]
 
     def _completion(self, prompt: Prompt, row: Row, prefilled: str) -> Completion:
         ended = row.ids[-1] in self._watching.eos_ids
-        text = self._tokenizer.decode(
+        text = self.tokenizer.decode(
             row.ids[:-1] if ended else row.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return Completion(
@@ -204,7 +224,7 @@ class Generator:
             completion_ids=row.ids,
             forced=row.state.forced,
             text=text,
-            message=parse(text, self._family, prefilled=prefilled),
+            message=parse(text, self.family, prefilled=prefilled),
             prefilled=prefilled,
             mode=prompt.mode,
             thinking_budget=prompt.thinking_budget,

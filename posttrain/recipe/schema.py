@@ -137,7 +137,9 @@ class EvaluationSpec(Spec):
     data: list[str] = Field(min_length=1, description="names under `data:` with `reserve`")
     samples: int = Field(default=1, ge=1, description="completions a query; pass@k is reported up to this k")
     max_new_tokens: int = Field(
-        default=1024, gt=0, description="the model's own tokens in a completion; one that needs more counts as wrong"
+        default=1024,
+        gt=0,
+        description="the model's own tokens in a completion, or in one turn of a game; one that needs more is wrong",
     )
     batch_size: int = Field(default=64, gt=0, description="completions generated at once")
     budgets: list[int] = Field(default_factory=list, description="thinking budgets of the budget curve, in tokens")

@@ -19,6 +19,7 @@ TASKS: dict[str, str] = {
     "choice": "posttrain.tasks.verifiers:Choice",
     "exact": "posttrain.tasks.verifiers:Exact",
     "math": "posttrain.tasks.verifiers:Math",
+    "mtr_bench:": "posttrain.rl.environments.task:MtrBench",
     "number": "posttrain.tasks.verifiers:Number",
     "reasoning_gym:": "posttrain.tasks.reasoning_gym:ReasoningGym",
 }
@@ -67,5 +68,6 @@ def _unknown(name: str) -> Problem:
         remedy = f"did you mean {' or '.join(near)}?"
     else:
         short = sorted(task for task in TASKS if not task.endswith(":"))
-        remedy = f"there are {', '.join(short)} and reasoning_gym:NAME (as reasoning_gym:chain_sum)"
+        libraries = "reasoning_gym:NAME (as reasoning_gym:chain_sum) and mtr_bench:NAME (as mtr_bench:Wordle)"
+        remedy = f"there are {', '.join(short)}, {libraries}"
     return Problem(f"no task is called {name!r}", remedy=remedy)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
+
+from posttrain.tasks.environment import Reply
+
+__all__ = ["CATEGORIES", "DIFFICULTIES", "Category", "Difficulty", "Game", "Player", "Reply"]
 
 Category = Literal["information_probing", "dynamic_adaptation", "state_operation", "strategic_gaming"]
 """The four classes of MTR-Bench."""
@@ -21,23 +24,6 @@ DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 
 Player = Callable[[str], str]
 """One game's player: given the rules first and every reply after that, the text of the next move (without the box)."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a game replies to a move.
-
-    Attributes:
-        text: what the player is told.
-        valid: the move could be read and was allowed. If not, the game's state is unchanged.
-        done: the game is over.
-        score: counts when done: 1 won, 0 lost, between: won in part.
-    """
-
-    text: str
-    valid: bool = True
-    done: bool = False
-    score: float = 0.0
 
 
 class Game(ABC):

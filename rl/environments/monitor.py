@@ -10,11 +10,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from posttrain.rl.environments.game import Game, Reply
+from posttrain.rl.environments.game import Game
 from posttrain.tasks.answers import boxes
+from posttrain.tasks.environment import Outcome, Reply
 
 log = logging.getLogger("posttrain")
 
@@ -57,32 +57,6 @@ class Turn:
     move: str | None
     reply: str
     valid: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a game came to.
-
-    Attributes:
-        score: the game's, 0 where it did not end by itself.
-        won: the full score.
-        turns: messages of the player, invalid ones included.
-        invalid: of these, without a move, or with one that was not read or not allowed.
-        faults: moves on which the game itself raised: a fault of ours, counted as invalid too.
-        ended: by the game itself, not by running out of turns or by being left.
-        patterns: turns in which each of `PATTERNS` shows.
-    """
-
-    score: float
-    won: bool
-    turns: int
-    invalid: int
-    faults: int
-    ended: bool
-    patterns: dict[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -147,6 +121,7 @@ class Monitor:
             score=self._score,
             won=self._score >= 1.0,
             turns=len(self.turns),
+            max_turns=self._limit,
             invalid=sum(not turn.valid for turn in self.turns),
             faults=self._faults,
             ended=self.done and not self._ran_out,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.errors import PosttrainError, Problem
+from posttrain.tasks.environment import Outcome
 from posttrain.templates.families import Mode
 from posttrain.templates.parse import ParsedMessage
 
@@ -31,6 +32,7 @@ REWARDS: dict[str, str] = {
     "format": "posttrain.rl.rewards.modes:think_format",
     "length": "posttrain.rl.rewards.length:soft_overlong",
     "task": "posttrain.rl.rewards.by_task:ByTask",
+    "environment": "posttrain.rl.rewards.environment:environment",
 }
 
 FORM = frozenset({"mode_following", "format", "answer_format", "length"})
@@ -55,6 +57,8 @@ class Rollout:
         thinking_tokens: tokens of thinking, forced ones left out.
         tokens: completion tokens, forced ones left out.
         max_tokens: the limit on `tokens`.
+        outcome: what an episode in an environment came to; None for an answer in one message. Of an episode, `message`
+            is the last turn, or the first that was malformed or in another mode than asked.
     """
 
     message: ParsedMessage
@@ -67,6 +71,7 @@ class Rollout:
     thinking_tokens: int = 0
     tokens: int = 0
     max_tokens: int = 0
+    outcome: Outcome | None = None
 
 
 Fault = Literal["", "raised", "timeout"]

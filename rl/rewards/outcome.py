@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.rl.rewards import Rollout, Score
+from posttrain.tasks.environment import Outcome
 
 
 def accuracy(query: Mapping[str, Any], rollout: Rollout) -> Score | None:
-    """The task's score of the content; 0 for a truncated answer. None where the query has no task."""
+    """The task's score of the content or the episode; 0 for a truncated one. None where the query has no task."""
     if not query.get("task"):
         return None
+    if rollout.outcome is not None:
+        return of_episode(rollout.outcome, rollout.truncated)
     if (unanswered := no_answer(rollout)) is not None:
         return unanswered
     from posttrain.tasks.registry import get_task
@@ -20,6 +23,12 @@ def accuracy(query: Mapping[str, Any], rollout: Rollout) -> Score | None:
 
     verdict = verdict_of(get_task(query["task"]), rollout.message, query)
     return Score(float(verdict.value), verdict.reason)
+
+
+def of_episode(outcome: Outcome, cut: bool) -> Score:
+    """The score of an episode in an environment; 0 where the player was cut off."""
+    told = f"{outcome.turns} turns, {outcome.invalid} invalid"
+    return Score(0.0, f"cut off after {told}") if cut else Score(outcome.score, told)
 
 
 def no_answer(rollout: Rollout) -> Score | None:

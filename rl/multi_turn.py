@@ -1,0 +1,85 @@
+"""Rows of interactive tasks inside rollouts: each is played over several turns, and trained on as one completion.
+
+The playing itself is `posttrain.evaluation.play`; the environment's tokens are masked as those that a budget forces
+are (`rollouts.py`). What stands here is how a trainer calls it, and what it logs of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from posttrain.evaluation.play import Limits, Played, complete
+from posttrain.model.generation import Completion, Generator, Prompt
+
+Summed = Callable[[Sequence[float]], list[float]]
+"""Sums over the processes."""
+
+
+class Episodes:
+    """How a trainer completes its rows, interactive ones among them.
+
+    Args:
+        turn_tokens: the model's own tokens in one turn at most; None: as many as are left of the completion.
+    """
+
+    def __init__(self, turn_tokens: int | None = None) -> None:
+        self._turn_tokens = turn_tokens
+        self._seconds = 0.0
+
+    def complete(
+        self,
+        generate: Generator,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        max_tokens: int,
+        anyone: Callable[[bool], bool] | None,
+    ) -> list[Completion]:
+        """One completion a row.
+
+        Args:
+            max_tokens: of a completion, what the environment says included.
+            anyone: whether any process still plays, where all have to generate at the same time.
+        """
+        start = time.perf_counter()
+        limits = Limits(tokens=max_tokens, turn_tokens=self._turn_tokens)
+        done = complete(generate, rows, prompts, seed=seed, limits=limits, agree=anyone)
+        self._seconds = time.perf_counter() - start
+        return done
+
+    def figures(self, completions: Sequence[Completion], summed: Summed) -> dict[str, float]:
+        """What the latest episodes of all processes came to; {} where none were played.
+
+        `environment/time_share` is the share of the rollouts' time that environments took.
+        """
+        played = [one for one in completions if isinstance(one, Played)]
+        outcomes = [one.outcome for one in played]
+        won = [outcome for outcome in outcomes if outcome.won]
+        local = [
+            len(played),
+            sum(outcome.score for outcome in outcomes),
+            len(won),
+            sum(outcome.turns for outcome in outcomes),
+            sum(outcome.turns for outcome in won),
+            sum(outcome.invalid for outcome in outcomes),
+            sum(outcome.faults for outcome in outcomes),
+            sum(one.truncated for one in played),
+            sum(one.environment_seconds for one in played),
+            self._seconds,
+        ]
+        episodes, score, wins, turns, won_turns, invalid, faults, cut, inside, seconds = summed(local)
+        if not episodes:
+            return {}
+        figures = {
+            "environment/score": score / episodes,
+            "environment/won": wins / episodes,
+            "environment/turns": turns / episodes,
+            "environment/invalid_moves": invalid / max(1.0, turns),
+            "environment/cut_off": cut / episodes,
+            "environment/faults": faults,
+            "environment/time_share": inside / max(seconds, 1e-9),
+        }
+        return figures | ({"environment/turns_when_won": won_turns / wins} if wins else {})
