@@ -30,6 +30,7 @@ from posttrain.rl.rollouts import rollout_of
 from posttrain.rl.trainer import PolicyTrainer
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.tasks.environment import Outcome
+from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import check_gold
 from posttrain.templates.families import FAMILIES, Family, Mode, Sampling, get_family
 from posttrain.templates.parse import parse
@@ -124,7 +125,9 @@ def test_a_dialogue_has_the_tokens_that_sft_trains_on(policy: Path, family: Fami
     data = Dataset.from_list([{"messages": messages}])
     trained = tokenize_conversations(data, tokenizer, family, supervise_empty_think=False)[0]
 
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     opening = Prompt(messages[:1], mode="non_thinking")
     dialogue = Dialogue(opening)
     prompt = encode(render(messages[:1], family, mode="non_thinking", add_generation_prompt=True))
@@ -213,7 +216,7 @@ def test_rows_are_seeded_and_take_turns() -> None:
     assert [row["difficulty"] for row in first] == [1, 2, 3, 1, 2, 3]
     assert len({row["key"] for row in [*first, *task.queries(6, 2)]}) == 12
     for row in first:
-        assert check_gold(task, row) == []
+        assert check_gold(get_task("mtr_bench:Nearest"), row) == []
         assert task.environment().reset(row) == row["prompt"][0]["content"]
 
 
@@ -248,7 +251,7 @@ def trainer_of(policy: Path, folder: Path, **options: Any) -> PolicyTrainer:
     data = [{**row, "mode": "thinking", "switch": "template", "thinking_budget": -1} for row in rows(8)]
     trainer = PolicyTrainer(
         model=talkative(policy),
-        reward_funcs=[RewardColumn(resolve_reward("environment"))],
+        reward_funcs=[RewardColumn("environment", resolve_reward("environment"))],
         args=args,
         train_dataset=Dataset.from_list(data),
         processing_class=load_tokenizer(policy),
