@@ -18,10 +18,19 @@ NAMES = sorted(ENVIRONMENTS)
 SEEDS = range(20)
 
 RANDOM_WINS_AT_MOST = {
+    "BitCompare": (0.25, 0.25, 0.25),
+    "BitQuery": (0.1, 0.02, 0.02),
+    "CircleFinding": (0.05, 0.02, 0.02),
     "FindHidden": (0.45, 0.25, 0.2),
+    "FindTheImpostors": (0.15, 0.1, 0.1),
+    "GuessMax": (0.1, 0.02, 0.02),
+    "LegendaryTree": (0.2, 0.1, 0.05),
+    "ListQuery": (0.1, 0.1, 0.1),
+    "MedianQuery": (0.2, 0.1, 0.1),
     "MinMax": (0.25, 0.1, 0.1),
     "PaperNumber": (0.35, 0.1, 0.05),
     "TreasureHunt": (0.25, 0.1, 0.1),
+    "Wordle": (0.0, 0.0, 0.0),
 }
 """Easy, medium, hard: what a player without thought wins at most of 60 games."""
 

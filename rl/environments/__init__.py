@@ -18,7 +18,16 @@ __all__ = ["ENVIRONMENTS", "game_class"]
 _HERE = "posttrain.rl.environments"
 
 ENVIRONMENTS: dict[str, str] = {
+    "BitCompare": f"{_HERE}.information_probing.bit_compare:BitCompare",
+    "BitQuery": f"{_HERE}.information_probing.bit_query:BitQuery",
+    "CircleFinding": f"{_HERE}.information_probing.circle_finding:CircleFinding",
+    "FindTheImpostors": f"{_HERE}.information_probing.find_the_impostors:FindTheImpostors",
+    "GuessMax": f"{_HERE}.information_probing.guess_max:GuessMax",
+    "LegendaryTree": f"{_HERE}.information_probing.legendary_tree:LegendaryTree",
+    "ListQuery": f"{_HERE}.information_probing.list_query:ListQuery",
+    "MedianQuery": f"{_HERE}.information_probing.median_query:MedianQuery",
     "MinMax": f"{_HERE}.information_probing.min_max:MinMax",
+    "Wordle": f"{_HERE}.information_probing.wordle:Wordle",
     "FindHidden": f"{_HERE}.dynamic_adaptation.find_hidden:FindHidden",
     "TreasureHunt": f"{_HERE}.state_operation.treasure_hunt:TreasureHunt",
     "PaperNumber": f"{_HERE}.strategic_gaming.paper_number:PaperNumber",
