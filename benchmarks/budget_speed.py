@@ -108,8 +108,7 @@ class V1Bench(Bench):
         self.rows.apply(self.scores)
 
     def due(self) -> list[tuple[int, int]]:
-        rows = self.rows._rows
-        return [(row, token) for row in self.rows._awake if (token := rows[row][0].forced()) is not None]
+        return list(zip(self.rows._stopped, self.rows._said or (), strict=True))
 
 
 class V2Bench(Bench):
@@ -155,8 +154,9 @@ class V2Bench(Bench):
         self.at += 1
 
     def due(self) -> list[tuple[int, int]]:
-        rows = self.rows._rows
-        return [(row, token) for row in range(ROWS) if (token := rows[row].forced()) is not None]
+        rows = self.rows
+        at = [(row, self.at - rows._queue_at[row]) for row in range(ROWS) if rows._stopped[row]]
+        return [(row, int(rows._queue[row, column])) for row, column in at]
 
 
 def native_step(length: int, model: Any, plain: int, steps: int) -> float | None:

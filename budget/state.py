@@ -95,6 +95,8 @@ __all__ = ["FOREVER", "BudgetOutcome", "BudgetRule", "BudgetState", "ClosedBy"]
 
 ClosedBy = Literal["natural", "eos"] | Limit
 
+_AT_ONCE = 1024  # tokens that `replay` looks at together
+
 
 @dataclass(frozen=True)
 class BudgetOutcome:
@@ -204,6 +206,11 @@ class BudgetState:
         """The id that must come next; None leaves the choice to the model."""
         return self._queue[self._at] if self._queue else None
 
+    @property
+    def due(self) -> tuple[int, ...]:
+        """The ids that must come next, one after the other. What follows them is known only when they came."""
+        return self._queue[self._at :]
+
     def redirect(self) -> tuple[frozenset[int], int] | None:
         """The ids that must not be emitted now, and the id that their probability belongs to; None: all may be."""
         if not self.guards_eos:
@@ -252,12 +259,13 @@ class BudgetState:
         """The model wants to end its turn inside a block: force what takes the place of that."""
         self._replace_end()
 
-    def replay(self, tokens: Sequence[int], forced: Sequence[bool] | None = None) -> None:
+    def replay(self, tokens: Sequence[int], forced: Sequence[bool] | None = None, *, plain: int = 0) -> None:
         """Take note of tokens that were emitted already.
 
         Args:
             tokens: the ids that follow those observed so far.
             forced: their flags in the live run (`forced`), where they are known. They tell which ends were replaced.
+            plain: of the first so many it is known that none is a mark; they are no more than `quiet()`.
 
         Raises:
             RuntimeError: as `observe`.
@@ -266,17 +274,22 @@ class BudgetState:
             for token, flag in zip(tokens, forced, strict=True):
                 self.observe(token, forced=flag)
             return
-        at, marks = 0, self._rule.marks
+        at, marks = plain, self._rule.marks
+        if plain:
+            self._pass_over(tokens[:plain])
         while at < len(tokens):
-            end, last = at, min(len(tokens), at + self.quiet())
-            while end < last and tokens[end] not in marks:
-                end += 1
-            if end > at:
-                self._pass_over(tokens[at:end])
+            if self._queue:
+                at += self._observe_forced(tokens[at : at + len(self._queue) - self._at])
+                continue
+            plain = tokens[at : at + min(self.quiet(), _AT_ONCE)]
+            if not marks.isdisjoint(plain):
+                plain = plain[: next(place for place, token in enumerate(plain) if token in marks)]
+            if plain:
+                self._pass_over(plain)
+                at += len(plain)
             else:
-                self.observe(tokens[end])
-                end += 1
-            at = end
+                self.observe(tokens[at])
+                at += 1
 
     def observe(self, token_id: int, *, forced: bool = False) -> None:
         """Take note of the completion's next id.
@@ -290,7 +303,7 @@ class BudgetState:
         if forced and not self._queue:
             self._replace_end()
         if self._queue:
-            self._observe_forced(token_id)
+            self._observe_forced((token_id,))
             return
         guarded = self.guards_eos
         self.length += 1
@@ -306,27 +319,32 @@ class BudgetState:
         elif event == "end" and guarded:
             self._replace_end()
 
-    def _observe_forced(self, token_id: int) -> None:
-        if token_id != self._queue[self._at]:
-            raise RuntimeError(
-                f"the engine emitted {token_id} where the thinking budget forces {self._queue[self._at]}"
-            )
-        if self.last_forced:
-            self._runs[-1] += 1
-        else:
-            self._runs += [self.length, self.length + 1]
-        self.length += 1
-        self._at += 1
-        boundary = False
-        if self._continuing:
-            self._reader.count()
-            boundary = self._limits.count(token_id)
-        elif self._at == self._close_end:
-            self._reader.close()
-            self.closed_by = self._reason
-        if self._at == len(self._queue):
-            self._queue, self._continuing = (), False
-            self._decide(boundary)
+    def _observe_forced(self, tokens: Sequence[int]) -> int:
+        """Take note of tokens that are due, no more than are. Returns how many there were."""
+        due = self._queue[self._at : self._at + len(tokens)]
+        wrong = None if due == tuple(tokens) else next(at for at, token in enumerate(tokens) if token != due[at])
+        came = due[:wrong]
+        if came:
+            if self.last_forced:
+                self._runs[-1] += len(came)
+            else:
+                self._runs += [self.length, self.length + len(came)]
+            self.length += len(came)
+            before, self._at = self._at, self._at + len(came)
+            boundary = False
+            if self._continuing:
+                for token in came:
+                    self._reader.count()
+                    boundary = self._limits.count(token)
+            elif before < self._close_end <= self._at:
+                self._reader.close()
+                self.closed_by = self._reason
+            if self._at == len(self._queue):
+                self._queue, self._continuing = (), False
+                self._decide(boundary)
+        if wrong is not None:
+            raise RuntimeError(f"the engine emitted {tokens[wrong]} where the thinking budget forces {due[wrong]}")
+        return len(came)
 
     def _pass_over(self, tokens: Sequence[int]) -> None:
         """Take note of some of the `quiet` tokens, none of them a mark."""

@@ -19,7 +19,7 @@ from posttrain.budget.request import BudgetRequest
 from posttrain.budget.state import BudgetRule, BudgetState
 from posttrain.budget.tokens import budget_rule
 from posttrain.budget.vllm_request import request_of
-from posttrain.budget.vllm_rows import Row
+from posttrain.budget.vllm_rows import PLACEHOLDER, Row
 from posttrain.errors import PosttrainError, Problem
 from posttrain.templates.families import FAMILIES, Family
 
@@ -40,7 +40,7 @@ class ServedModel:
 
     Attributes:
         ends: the ids that can end thinking or the turn.
-        marks: the ids that a watcher must not overlook.
+        marks: the ids that a watcher must not overlook, PLACEHOLDER among them.
 
     Raises:
         PosttrainError: the tokenizer does not know the family's markers.
@@ -57,7 +57,7 @@ class ServedModel:
         self._header = tokenizer.encode(_header(tokenizer, family), add_special_tokens=False)
         self.rule = functools.lru_cache(RULES)(self._rule)
         shortest = self.rule("", answer_follows=False)
-        self.ends, self.marks = shortest.end_ids, shortest.marks
+        self.ends, self.marks = shortest.end_ids, shortest.marks | {PLACEHOLDER}
 
     def _rule(self, stop_text: str | None, answer_follows: bool = True) -> BudgetRule:
         """The rule with a stop text (None: the family's). `answer_follows=False`: nothing is forced after the close

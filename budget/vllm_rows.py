@@ -25,12 +25,13 @@ class Row:
     Args:
         fresh: makes the state before the first token.
         read: the completion's tokens from one place to another, as far as they are known.
-        marks: the ids that a quiet state has to see.
+        marks: the ids that a quiet state has to see, and PLACEHOLDER.
         temperature: of the request's sampling, for the scores of an end (`vllm_scores`).
 
     Attributes:
         temperature: as given.
-        wake: the length of the completion at which the state has to be asked again, whatever the tokens are.
+        wake: the length of the completion at which the state has to be asked again, whatever the tokens are; while ids
+            are being forced, when all of them came.
     """
 
     __slots__ = ("_checked", "_due", "_fresh", "_marks", "_read", "_seen", "_state", "temperature", "wake")
@@ -59,6 +60,10 @@ class Row:
         """Whether it stays quiet for some time if no mark comes."""
         return not self._due and self.wake - self._checked > SHORTEST
 
+    def due(self) -> list[int]:
+        """The ids that must come next, after the tokens followed so far, one after the other."""
+        return self._due[self._checked - self._seen :]
+
     def forced(self) -> int | None:
         """The id that must come next, after the tokens followed so far; None: the model's choice."""
         return self._due[self._checked - self._seen] if self._due else None
@@ -81,11 +86,13 @@ class Row:
         if self._due:
             at, end = self._checked - self._seen, length - self._seen
             if end < len(self._due) and self._due[at:end] == tokens:
-                self._checked, self.wake = length, length + 1
+                self._checked = length
                 return False
         elif length < self.wake and self._marks.isdisjoint(tokens):
             self._checked = length
             return False
+        if PLACEHOLDER in tokens:
+            raise RuntimeError("the engine shows a placeholder where the budget needs the token")
         self._tell(length)
         return True
 
@@ -96,19 +103,12 @@ class Row:
         return self._state.copy()
 
     def _tell(self, length: int) -> None:
-        tokens = self._read(self._seen, length)
-        if PLACEHOLDER in tokens:
-            raise RuntimeError("the engine shows a placeholder where the budget needs the token")
-        self._state.replay(tokens)
+        plain = 0 if self._due else self._checked - self._seen
+        self._state.replay(self._read(self._seen, length), plain=plain)
         self._seen = self._checked = length
         self._plan()
 
     def _plan(self) -> None:
         """What comes next: ids that are due, or quiet tokens."""
-        self._due: list[int] = []
-        if self._state.forced_token() is not None:
-            ahead = self._state.copy()
-            while (token := ahead.forced_token()) is not None:
-                self._due.append(token)
-                ahead.observe(token)
-        self.wake = self._seen + min(self._state.quiet(), LONGEST) + 1
+        self._due = list(self._state.due)
+        self.wake = self._seen + (len(self._due) or min(self._state.quiet(), LONGEST) + 1)

@@ -22,6 +22,7 @@ GREEDY = 2.0**-20  # stands for temperature 0; a power of two, so that scaling b
 
 
 Redirect = tuple[Collection[int], int]  # ids that must not come, and the id that their probability belongs to
+Forced = tuple[Sequence[int], Sequence[int]]  # rows, and the id of each
 
 
 class Scores:
@@ -36,19 +37,20 @@ class Scores:
     def __init__(self, ends: Collection[int], slots: int, device: torch.device) -> None:
         self._device = device
         self._slots = _Redirects(slots, 1 + len(ends))
-        self._on_device: tuple[torch.Tensor, ...] = ()
-        self._rows: tuple[tuple[int, bytes], tuple[torch.Tensor, ...]] | None = None  # of the latest layout
+        self._forced = torch.tensor(FORCED, device=device)
+        self._layout: tuple[int, bytes] | None = None  # of `_rows`
+        self._rows: tuple[torch.Tensor, ...] = ()
+        self._seen_through = False  # `_rows` are views that follow every change
 
     def redirect(self, slot: int, redirect: Redirect | None, temperature: float = 1.0) -> None:
         """From now on, ends of `slot` become another id; with None, they are ends."""
-        if redirect is not None or self._slots.active[slot, 0]:
-            self._slots.put(slot, redirect, temperature)
-            self._on_device, self._rows = (), None
+        if self._slots.put(slot, redirect, temperature) and not self._seen_through:
+            self._layout = None
 
     def apply(
         self,
         scores: torch.Tensor,
-        forced: Sequence[tuple[int, int]],
+        forced: Forced | None = None,
         slots: torch.Tensor | None = None,
         layout: bytes = b"",
         redirects: Sequence[tuple[Redirect | None, float]] | None = None,
@@ -57,7 +59,7 @@ class Scores:
 
         Args:
             scores: (rows, vocabulary), float32, before temperature.
-            forced: pairs of row and id.
+            forced: what has to come next, in some rows.
             slots: (rows,) the slot of each row; default: row i is slot i.
             layout: the same to the host: as long as it stays, nothing is looked up again.
             redirects: of each row, with its temperature, where rows of a slot differ; default: as its slot.
@@ -67,55 +69,74 @@ class Scores:
             for row, (redirect, temperature) in enumerate(redirects):
                 rows.put(row, redirect, temperature)
             if rows.count:
-                _redirect(scores, rows.to(self._device))
+                _redirect(scores, rows.of(slice(None), self._device))
         elif self._slots.count:
-            key = (len(scores), layout)
-            if self._rows is None or self._rows[0] != key:
-                self._on_device = self._on_device or self._slots.to(self._device)
-                at = slice(len(scores)) if slots is None else slots
-                self._rows = (key, tuple(values[at] for values in self._on_device))
-            _redirect(scores, self._rows[1])
-        if forced:
-            at_rows, ids = torch.tensor(list(zip(*forced, strict=True)), dtype=torch.int64).to(
-                self._device, non_blocking=True
-            )
-            scores[at_rows, ids] = FORCED
+            if self._layout != (len(scores), layout):
+                self._layout = len(scores), layout
+                self._seen_through = slots is None and self._device.type == "cpu"
+                self._rows = self._slots.of(slice(len(scores)) if slots is None else slots, self._device)
+            _redirect(scores, self._rows)
+        if forced is not None and len(forced[0]):
+            at = (torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in forced)
+            scores.index_put_(tuple(each.to(self._device, non_blocking=True) for each in at), self._forced)
 
 
 class _Redirects:
-    """Redirections of `size` rows as arrays. Column 0 is the id that receives, the others those it receives from; one
-    that is not used repeats column 0."""
+    """Redirections of `size` rows as arrays. The columns of a row are the ids it receives from, then the id that
+    receives, repeated where there are fewer of the former."""
 
     def __init__(self, size: int, width: int) -> None:
         self.count = 0
-        self.active = np.zeros((size, 1), dtype=np.bool_)
         self.ids = np.zeros((size, width), dtype=np.int64)
-        self.from_ = np.full((size, width), -np.inf, dtype=np.float32)  # added before the sum: 0 takes part
-        self.to_ = np.zeros((size, width), dtype=np.float32)  # added to the sum: -inf must not come
-        self.temperature = np.ones((size, 1), dtype=np.float32)
+        self._active = np.zeros((size, 1), dtype=np.bool_)
+        # What is added before the sum (0 takes part, -inf does not) and to it (-inf: must not come); the temperature
+        # and its inverse.
+        self._numbers = np.zeros((size, 2 * width + 2), dtype=np.float32)
+        self._now: list[tuple[Redirect | None, float]] = [(None, 1.0)] * size
+        self._columns: dict[Redirect, tuple[np.ndarray, np.ndarray]] = {}
 
-    def put(self, row: int, redirect: Redirect | None, temperature: float) -> None:
-        self.count += (redirect is not None) - int(self.active[row, 0])
-        self.active[row] = redirect is not None
-        if redirect is None:
-            return
-        sources, target = redirect
-        used = 1 + len(sources)
-        self.ids[row] = target
-        self.ids[row, 1:used] = list(sources)
-        self.from_[row] = -np.inf
-        self.from_[row, :used] = 0.0
-        self.to_[row] = 0.0
-        self.to_[row, 1:used] = -np.inf
-        self.temperature[row] = temperature if temperature >= 1e-5 else GREEDY
+    def put(self, row: int, redirect: Redirect | None, temperature: float) -> bool:
+        """Whether that changed anything."""
+        before, now = self._now[row], (redirect, temperature)
+        if before == now or (redirect is None and before[0] is None):
+            return False
+        self._now[row] = now
+        self.count += (redirect is not None) - (before[0] is not None)
+        self._active[row] = redirect is not None
+        if redirect is not None:
+            temperature = temperature if temperature >= 1e-5 else GREEDY
+            ids, numbers = self._columns_of(redirect)
+            self.ids[row] = ids
+            self._numbers[row, :-2] = numbers
+            self._numbers[row, -2] = temperature
+            self._numbers[row, -1] = 1 / temperature
+        return True
 
-    def to(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        arrays = (self.active, self.ids, self.from_, self.to_, self.temperature, 1 / self.temperature)
-        return tuple(torch.from_numpy(array.copy()).to(device) for array in arrays)
+    def _columns_of(self, redirect: Redirect) -> tuple[np.ndarray, np.ndarray]:
+        sources, target = frozenset(redirect[0]), redirect[1]
+        if (sources, target) not in self._columns:
+            size, width = len(sources), self.ids.shape[1]
+            ids, numbers = np.full(width, target), np.zeros(2 * width, dtype=np.float32)
+            ids[:size] = list(sources)
+            numbers[size + 1 : width] = -np.inf
+            numbers[width : width + size] = -np.inf
+            self._columns[sources, target] = ids, numbers
+        return self._columns[sources, target]
+
+    def of(self, rows: slice | torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """What `_redirect` needs for some of the rows."""
+        arrays = (torch.from_numpy(array).to(device) for array in (self._active, self.ids, self._numbers))
+        if isinstance(rows, slice):
+            active, ids, numbers = (array[rows] for array in arrays)
+        else:
+            active, ids, numbers = (array.index_select(0, rows) for array in arrays)
+        width = ids.shape[1]
+        return active, ids, *numbers.split([width, width, 1, 1], 1)
 
 
 def _redirect(scores: torch.Tensor, rows: tuple[torch.Tensor, ...]) -> None:
     active, ids, from_, to_, temperature, inverse = rows
     before = scores.gather(1, ids)
-    total = torch.logsumexp(torch.addcmul(from_, before, inverse), 1, keepdim=True)
+    # The sum over the columns so far: whole at the receiving id's, and one kernel where logsumexp takes several.
+    total = torch.logcumsumexp(torch.addcmul(from_, before, inverse), 1)
     scores.scatter_(1, ids, torch.where(active, torch.addcmul(to_, total, temperature), before))

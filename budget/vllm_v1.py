@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from posttrain.budget.vllm_model import ServedModel
-from posttrain.budget.vllm_rows import PLACEHOLDER, Row
+from posttrain.budget.vllm_rows import Row
 from posttrain.budget.vllm_scores import Scores
 
 
 class V1Rows:
     """What `ThinkingBudgetLogitsProcessor` does under the V1 runner.
 
-    Rows that have to be looked at now are awake. Of the others a step checks three things together: that each has one
-    token more, that none of these is a mark, and that none has come to its length of waking.
+    Rows that are looked at in every step are awake. The others are settled until a step that is known: sleeping rows
+    say nothing of interest unless a mark comes, stopped rows say what they have to. Of settled rows a step checks three
+    things together: that each has one token more, that none of the sleeping ones got a mark, and that the stopped ones
+    got the ids that were forced. So a step costs little more than reading each row's latest token.
     """
 
     def __init__(self, vllm_config: Any, model: ServedModel, device: torch.device) -> None:
         self._model = model
-        self._marks = model.marks | {PLACEHOLDER}
+        self._marks = model.marks
         self._scores = Scores(model.ends, vllm_config.scheduler_config.max_num_seqs, device)
         self._rows: dict[int, tuple[Row, list[int]]] = {}
-        self._awake: list[int] = []
-        self._asleep: list[list[int]] = []
-        self._changed = False
-        self._steps = 0  # since all rows were looked at
-        self._length = 0  # of all sleeping rows together, then
-        self._patience = 0  # steps until the first of them wakes
+        self._awake: dict[int, None] = {}
+        self._asleep: dict[int, list[int]] = {}
+        self._stopped: dict[int, list[int]] = {}
+        self._queues: dict[int, Iterator[int]] = {}  # what the stopped rows have to say
+        self._said: list[int] | None = []  # by them in the latest step; None: they are others now
+        self._settled: dict[int, tuple[int, int]] = {}  # length less steps so far, and the step in which it wakes
+        self._wakes: dict[int, dict[int, None]] = {}  # the settled rows by that step
+        self._steps = 0
+        self._length = 0  # the sum of the former
 
     def update_state(self, batch_update: Any) -> None:
         """Follow the batch: requests that came, went and moved."""
         if batch_update is None:
             return
-        self._changed = True
         for index in batch_update.removed:
             self._put(index, None)
         for index, params, prompt_ids, output_ids in batch_update.added:
@@ -47,11 +51,15 @@ class V1Rows:
             self._put(source, other if direction.name == "SWAP" else None)
 
     def _put(self, index: int, entry: tuple[Row, list[int]] | None) -> None:
+        if index in self._rows:
+            self._unsettle(index)
+            del self._rows[index]
+            self._awake.pop(index, None)
         if entry is None:
-            self._rows.pop(index, None)
             self._scores.redirect(index, None)
         else:
             self._rows[index] = entry
+            self._awake[index] = None
             self._redirect(index, entry[0])
 
     def _redirect(self, index: int, row: Row) -> None:
@@ -62,43 +70,62 @@ class V1Rows:
         if not self._rows:
             return scores
         self._steps += 1
-        if self._changed or not self._undisturbed():
-            self._look_at_all()
-        else:
-            for index in self._awake:
-                self._look(index)
-        forced = [(index, token) for index in self._awake if (token := self._rows[index][0].forced()) is not None]
-        self._scores.apply(scores, forced)
+        for index in self._due():
+            self._look(index)
+        forced, said = list(self._stopped), [next(queue) for queue in self._queues.values()]
+        self._said = said.copy()
+        for index in self._awake:
+            if (token := self._rows[index][0].forced()) is not None:
+                forced.append(index)
+                said.append(token)
+        self._scores.apply(scores, (forced, said))
         return scores
 
-    def _undisturbed(self) -> bool:
-        asleep = self._asleep
-        return self._steps < self._patience and (
-            not asleep
-            or (
-                self._marks.isdisjoint([output[-1] for output in asleep])
-                and sum(map(len, asleep)) == self._length + self._steps * len(asleep)
-            )
-        )
+    def _due(self) -> list[int]:
+        """The rows that have to be looked at in this step."""
+        asleep, stopped = self._asleep, self._stopped
+        grown = sum(map(len, asleep.values())) + sum(map(len, stopped.values()))
+        if grown != self._length + self._steps * (len(asleep) + len(stopped)):
+            return list(self._rows)
+        due = list(self._awake)
+        latest = [output[-1] for output in asleep.values()]
+        if not self._marks.isdisjoint(latest):
+            due += [index for index, token in zip(asleep, latest, strict=True) if token in self._marks]
+        if stopped and [output[-1] for output in stopped.values()] != self._said:
+            due += stopped
+        due += self._wakes.get(self._steps, ())
+        return due
 
     def _look(self, index: int) -> None:
         row, output = self._rows[index]
         if row.follow(len(output)):
             self._redirect(index, row)
-            self._changed |= row.sleeps
+        self._unsettle(index)
+        if output and row.sleeps:
+            self._asleep[index] = output
+        elif output and (due := row.due()):
+            self._stopped[index], self._queues[index] = output, iter(due)
+        else:
+            self._awake[index] = None
+            return
+        self._awake.pop(index, None)
+        length, wakes = len(output) - self._steps, self._steps + row.wake - len(output)
+        self._settled[index] = length, wakes
+        self._length += length
+        self._wakes.setdefault(wakes, {})[index] = None
 
-    def _look_at_all(self) -> None:
-        self._changed, self._steps, self._length, self._patience = False, 0, 0, 1 << 60
-        self._awake, self._asleep = [], []
-        for index, (row, output) in self._rows.items():
-            if row.follow(len(output)):
-                self._redirect(index, row)
-            if row.sleeps and output:
-                self._asleep.append(output)
-                self._length += len(output)
-                self._patience = min(self._patience, row.wake - len(output))
-            else:
-                self._awake.append(index)
+    def _unsettle(self, index: int) -> None:
+        """Take a row out of the settled ones, if it is one of them."""
+        if index not in self._settled:
+            return
+        length, wakes = self._settled.pop(index)
+        self._length -= length
+        del self._wakes[wakes][index]
+        if not self._wakes[wakes]:
+            del self._wakes[wakes]
+        if self._asleep.pop(index, None) is None:
+            del self._stopped[index], self._queues[index]
+            self._said = None
 
 
 def _reader(output: list[int]) -> Callable[[int, int], list[int]]:

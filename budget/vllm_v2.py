@@ -28,12 +28,15 @@ class V2Rows:
         self._speculates = vllm_config.speculative_config is not None
         self._scores = Scores(model.ends, slots, requests.device)
         self._marks = np.zeros(requests.vocab_size + 1, dtype=np.bool_)
-        self._marks[[PLACEHOLDER, *model.marks]] = True
+        self._marks[list(model.marks)] = True  # PLACEHOLDER's is the last
         self._params: dict[int, Any] = {}  # of requests whose prompt was not read yet
         self._rows: dict[int, Row] = {}
         self._limited = np.zeros(slots, dtype=np.bool_)
         self._wake = np.zeros(slots, dtype=np.int64)
         self._checked = np.zeros(slots, dtype=np.int64)
+        self._stopped = np.zeros(slots, dtype=np.bool_)  # rows whose next ids are known:
+        self._queue = np.zeros((slots, 64), dtype=np.int64)  # these,
+        self._queue_at = np.zeros(slots, dtype=np.int64)  # from that length on
         self._written: Any = torch.Event(device=requests.device) if requests.device.type == "cuda" else None
         self._tokens_host = _host_view(requests.all_token_ids)
 
@@ -43,6 +46,7 @@ class V2Rows:
         self._rows.pop(slot, None)
         self._scores.redirect(slot, None)
         self._limited[slot] = limited
+        self._stopped[slot] = False
         self._wake[slot] = 0
         self._params[slot] = sampling_params
         return limited
@@ -63,17 +67,19 @@ class V2Rows:
         if self._written is not None:
             self._written.synchronize()
         lengths = context.seq_lens_upper_bound_np[: len(slots)].astype(np.int64)
-        latest = np.minimum(self._latest(slots, lengths), len(self._marks) - 1)
-        due = self._limited[slots] & (
-            (lengths >= self._wake[slots]) | (lengths != self._checked[slots] + 1) | self._marks[latest]
-        )
+        latest = self._latest(slots, lengths)
+        unexpected = self._marks[np.minimum(latest, len(self._marks) - 1)]
+        if (stopped := self._stopped[slots]).any():
+            said = self._queue[slots, np.maximum(lengths - self._queue_at[slots] - 1, 0)]
+            unexpected = np.where(stopped, latest != said, unexpected)
+        due = (lengths >= self._wake[slots]) | (lengths != self._checked[slots] + 1) | unexpected
         self._checked[slots] = lengths
-        forced = []
-        for place in np.flatnonzero(due).tolist():
-            token = self._look(int(slots[place]), int(lengths[place]))
-            if token is not None:
-                forced.append((place, token))
-        self._scores.apply(scores, forced, context.expanded_idx_mapping, slots.tobytes())
+        for place in np.flatnonzero(due & self._limited[slots]).tolist():
+            self._look(int(slots[place]), int(lengths[place]))
+        places = np.flatnonzero(self._stopped[slots])
+        at = slots[places]
+        forced = self._queue[at, lengths[places] - self._queue_at[at]]
+        self._scores.apply(scores, (places, forced), context.expanded_idx_mapping, slots.tobytes())
         return scores
 
     def _apply_to_drafts(self, scores: torch.Tensor, context: Any) -> None:
@@ -81,19 +87,18 @@ class V2Rows:
         layout = (context.expanded_idx_mapping, context.expanded_local_pos, context.input_ids, context.pos)
         slots, offsets, ids, positions = torch.stack([part.long() for part in layout]).cpu().numpy()
         starts = np.flatnonzero(offsets == 0).tolist()
-        forced: list[tuple[int, int]] = []
+        forced: tuple[list[int], list[int]] = [], []
         redirects: list[tuple[Redirect | None, float]] = [(None, 1.0)] * len(slots)
         for start, end in zip(starts, [*starts[1:], len(slots)], strict=True):
             slot, length = int(slots[start]), int(positions[start]) + 1
-            if not self._limited[slot] or length < self._requests.prefill_len.np[slot]:
+            if not self._limited[slot] or (row := self._look(slot, length)) is None:
                 continue
-            self._look(slot, length)
-            row = self._rows[slot]
             state = row.ahead()
             for place in range(start, end):
                 token, redirect = state.forced_token(), state.redirect()
                 if token is not None:
-                    forced.append((place, token))
+                    forced[0].append(place)
+                    forced[1].append(token)
                 redirects[place] = (redirect, row.temperature)
                 draft = int(ids[place + 1]) if place + 1 < end else PLACEHOLDER
                 if draft == PLACEHOLDER or token not in (None, draft) or (redirect and draft in redirect[0]):
@@ -101,8 +106,9 @@ class V2Rows:
                 state.observe(draft)
         self._scores.apply(scores, forced, redirects=redirects)
 
-    def _look(self, slot: int, length: int) -> int | None:
+    def _look(self, slot: int, length: int) -> Row | None:
         if length < self._requests.prefill_len.np[slot]:
+            self._stopped[slot] = False
             return None  # the prompt is still being read, and what is sampled now is thrown away
         prompt = int(self._requests.prompt_len.np[slot])
         row = self._rows.get(slot)
@@ -116,8 +122,16 @@ class V2Rows:
         if row.follow(length - prompt):
             self._scores.redirect(slot, row.redirect(), row.temperature)
         self._wake[slot] = prompt + row.wake
-        forced: int | None = row.forced()
-        return forced
+        self._stop(slot, length, row.due())
+        return row
+
+    def _stop(self, slot: int, length: int, due: list[int]) -> None:
+        """Note what has to come next; nothing, most of the time."""
+        self._stopped[slot] = bool(due)
+        self._queue_at[slot] = length
+        if len(due) > self._queue.shape[1]:
+            self._queue = np.pad(self._queue, ((0, 0), (0, len(due))))
+        self._queue[slot, : len(due)] = due
 
     def _latest(self, slots: Any, lengths: Any) -> Any:
         """The last id of each request, (requests,)."""

@@ -253,7 +253,7 @@ def test_ends_give_their_probability_to_the_marker_and_nothing_else_changes(seed
     scores = Scores({1, 2, 3}, 3, torch.device("cpu"))
     scores.redirect(0, ({2, 3}, 7), temperature)
     scores.redirect(2, ({1}, 5), temperature)
-    scores.apply(after, [])
+    scores.apply(after)
     was, now = (torch.softmax(each / temperature, -1) for each in (before, after))
     expected = was.clone()
     expected[0, 7] += was[0, 2] + was[0, 3]
@@ -271,7 +271,7 @@ def test_under_greedy_decoding_the_marker_comes_where_it_or_an_end_would() -> No
     scores = Scores({2, 3}, 500, torch.device("cpu"))
     for row in range(500):
         scores.redirect(row, ({2, 3}, 7), 0.0)
-    scores.apply(after, [])
+    scores.apply(after)
     was = before.argmax(-1)
     assert torch.equal(after.argmax(-1), torch.where((was == 2) | (was == 3), 7, was))
     assert torch.equal(after[:, 7], before[:, [2, 3, 7]].amax(-1))
@@ -285,7 +285,7 @@ def test_ends_that_cannot_come_change_nothing() -> None:
         after = before.clone()
         scores = Scores({2, 3}, 1, torch.device("cpu"))
         scores.redirect(0, ({2, 3}, 4), 0.7)
-        scores.apply(after, [])
+        scores.apply(after)
         assert torch.allclose(after, before, atol=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_ends_that_cannot_come_change_nothing() -> None:
 def test_a_forced_id_comes_whatever_follows(temperature: float) -> None:
     scores = torch.randn(2, 50) * 50
     scores[0, 3] = float("-inf")
-    Scores({1}, 2, torch.device("cpu")).apply(scores, [(0, 3)])
+    Scores({1}, 2, torch.device("cpu")).apply(scores, ([0], [3]))
     penalised = (scores - 2.0 * 32_768) / temperature
     assert torch.softmax(penalised, -1)[0].tolist() == [float(token == 3) for token in range(50)]
     assert torch.isfinite(penalised[0]).all() and float(scores.max()) == pytest.approx(FORCED)
