@@ -96,6 +96,11 @@ class Row:
         self._tell(length)
         return True
 
+    def skip(self, length: int) -> None:
+        """The engine watched a sleeping row: none of its first `length` tokens that were not followed is a mark."""
+        if not self._due:
+            self._checked = max(self._checked, length)
+
     def ahead(self) -> BudgetState:
         """The state after the followed tokens, to be led along a draft that may be thrown away."""
         if self._seen < self._checked:

@@ -94,6 +94,9 @@ class V1Rows:
         if stopped and [output[-1] for output in stopped.values()] != self._said:
             due += stopped
         due += self._wakes.get(self._steps, ())
+        for index in due:
+            if index in asleep:
+                self._rows[index][0].skip(len(asleep[index]) - 1)
         return due
 
     def _look(self, index: int) -> None:

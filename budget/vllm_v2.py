@@ -72,10 +72,11 @@ class V2Rows:
         if (stopped := self._stopped[slots]).any():
             said = self._queue[slots, np.maximum(lengths - self._queue_at[slots] - 1, 0)]
             unexpected = np.where(stopped, latest != said, unexpected)
-        due = (lengths >= self._wake[slots]) | (lengths != self._checked[slots] + 1) | unexpected
+        watched = lengths == self._checked[slots] + 1
+        due = (lengths >= self._wake[slots]) | ~watched | unexpected
         self._checked[slots] = lengths
         for place in np.flatnonzero(due & self._limited[slots]).tolist():
-            self._look(int(slots[place]), int(lengths[place]))
+            self._look(int(slots[place]), int(lengths[place]), bool(watched[place]))
         places = np.flatnonzero(self._stopped[slots])
         at = slots[places]
         forced = self._queue[at, lengths[places] - self._queue_at[at]]
@@ -106,7 +107,9 @@ class V2Rows:
                 state.observe(draft)
         self._scores.apply(scores, forced, redirects=redirects)
 
-    def _look(self, slot: int, length: int) -> Row | None:
+    def _look(self, slot: int, length: int, watched: bool = False) -> Row | None:
+        """The row of a request, led to its end; None while its prompt is read. `watched`: all tokens but the latest
+        were seen since it was looked at."""
         if length < self._requests.prefill_len.np[slot]:
             self._stopped[slot] = False
             return None  # the prompt is still being read, and what is sampled now is thrown away
@@ -119,6 +122,8 @@ class V2Rows:
             assert row is not None
             self._rows[slot] = row
             self._scores.redirect(slot, row.redirect(), row.temperature)
+        elif watched:
+            row.skip(length - prompt - 1)
         if row.follow(length - prompt):
             self._scores.redirect(slot, row.redirect(), row.temperature)
         self._wake[slot] = prompt + row.wake
