@@ -25,7 +25,7 @@ class Limits:
             continuation.
     """
 
-    __slots__ = ("_after_digit", "_loop", "_request", "_reserve_at", "_rule", "active")
+    __slots__ = ("_unfinished", "_loop", "_request", "_reserve_at", "_rule", "active")
 
     def __init__(self, rule: BudgetRule, request: BudgetRequest, max_tokens: int | None) -> None:
         if request.answer_reserve and max_tokens is None:
@@ -39,12 +39,12 @@ class Limits:
         if request.answer_reserve and max_tokens is not None:
             self._reserve_at = max_tokens - request.answer_reserve - len(rule.stop_ids)
         self._loop = LoopGuard(request.loop_guard) if request.loop_guard is not None else None
-        self._after_digit = False  # the latest token of this block ends with a digit; known where there is a grace
+        self._unfinished = False  # a period after the latest token of this block ends no sentence; known where there is a grace
 
     def copy(self) -> Limits:
         other = Limits.__new__(Limits)
         other._rule, other._request, other.active = self._rule, self._request, self.active
-        other._reserve_at, other._after_digit = self._reserve_at, self._after_digit
+        other._reserve_at, other._unfinished = self._reserve_at, self._unfinished
         other._loop = self._loop.copy() if self._loop is not None else None
         return other
 
@@ -55,19 +55,19 @@ class Limits:
         if not self._request.grace:
             return False
         rule = self._rule
-        boundary = token in rule.boundary_ids and not (self._after_digit and token in rule.period_ids)
-        self._after_digit = token in rule.digit_ids
+        boundary = token in rule.boundary_ids and not (self._unfinished and token in rule.period_ids)
+        self._unfinished = token in rule.unfinished_ids
         return boundary
 
     def pass_over(self, tokens: Sequence[int]) -> None:
         """Remember counted tokens, no more than are `quiet`."""
-        self._after_digit = bool(self._request.grace) and tokens[-1] in self._rule.digit_ids
+        self._unfinished = bool(self._request.grace) and tokens[-1] in self._rule.unfinished_ids
         if self._loop is not None:
             self._loop.extend(tokens)
 
     def forget(self) -> None:
         """Something that is not counted came between."""
-        self._after_digit = False
+        self._unfinished = False
         if self._loop is not None:
             self._loop.reset()
 

@@ -38,8 +38,9 @@ class BudgetRule:
         continue_ids: what replaces an end of thinking below a minimum; empty where there is none.
         tool_open_ids, tool_close_ids: the markers of a tool call; both empty where there are none.
         boundary_ids: ids whose text ends with the end of a sentence or line, and so never inside a character.
-        period_ids: those of them that are a bare period; digit_ids: ids whose text ends with a digit. A period after a
-            digit ends no sentence (3.14; the 2. of a list).
+        period_ids: those of them that are a bare period; unfinished_ids: ids after which such a period ends no
+            sentence, because their text ends with a digit (3.14; the 2. of a list), a single letter (e.g.) or an
+            abbreviation (vs.).
         tool_call_longest: a call that is open for so many tokens is no longer taken for one.
 
     Raises:
@@ -56,7 +57,7 @@ class BudgetRule:
     tool_close_ids: tuple[int, ...] = ()
     boundary_ids: frozenset[int] = frozenset()
     period_ids: frozenset[int] = frozenset()
-    digit_ids: frozenset[int] = frozenset()
+    unfinished_ids: frozenset[int] = frozenset()
     tool_call_longest: int = TOOL_CALL_LONGEST
 
     def __post_init__(self) -> None:

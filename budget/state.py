@@ -24,7 +24,7 @@ most N such tokens; 0 means none.
 - `loop`: with a loop guard of L, the latest L counted tokens of the block are a block of at most L // 3 tokens
   repeated verbatim. A forced token other than a continuation, a tool call and an EOS begin the L afresh.
 - `grace`: with a grace of G, no more than G tokens are left until budget or reserve would strike, the latest token is
-  a boundary (`boundary_ids`, but no bare period right after a digit of this block), no marker is half emitted, and
+  a boundary (`boundary_ids`, but no bare period right after one of `unfinished_ids` in this block), no marker is half emitted, and
   the minimum is reached.
 - `eos`: the model ends its turn inside the block: the block is closed, and the model answers.
 Budget and reserve strike as soon as a block opens, too.

@@ -16,7 +16,12 @@ CONTINUATION = "Wait"  # budget forcing's word (Muennighoff et al. 2025, arXiv 2
 
 # The end of a sentence, with the quotes, brackets and emphasis that close after it, or of a line.
 _BOUNDARY = re.compile("(?:[.!?…。！？｡][\"'”’»)\\]*_`」』）]*|\n)[ \t]*\\Z")
-_BARE = frozenset(".!")  # after a digit they end no sentence: 3.14, 5!
+_BARE = frozenset(".!")  # after what is unfinished they end no sentence: 3.14, 5!, n!, e.g.
+# What is unfinished: a digit, a single letter, an abbreviation that is seldom the last word. Looked for in a
+# vocabulary's own spelling. A letter that is a whole token counts for the end of another token's word.
+_SHORT = r"(?:[^A-Za-z0-9][A-Za-z]|(?:\A|[^A-Za-z0-9])(?:vs|cf|Dr|Mr|Mrs|Ms|Prof|Figs?|Eqs?|approx|resp|viz))"
+_UNFINISHED = re.compile(rf"(?:[0-9]|{_SHORT})\Z")
+_ABBREVIATED = re.compile(rf"{_SHORT}\.\Z")
 
 
 class Boundaries(NamedTuple):
@@ -24,7 +29,7 @@ class Boundaries(NamedTuple):
 
     boundary_ids: frozenset[int]
     period_ids: frozenset[int]
-    digit_ids: frozenset[int]
+    unfinished_ids: frozenset[int]
 
 
 _boundaries: WeakKeyDictionary[Any, tuple[int, Boundaries]] = WeakKeyDictionary()
@@ -130,17 +135,15 @@ def boundaries(tokenizer: Any) -> Boundaries:
             clean_up_tokenization_spaces=False,
         )
     ]
-    ends = {token_id: text.strip(" \t") for token_id, text in zip(ids, texts, strict=True) if _BOUNDARY.search(text)}
+    stripped = {token_id: text.strip(" \t") for token_id, text in zip(ids, texts, strict=True) if _BOUNDARY.search(text)}
+    ends = {token_id: text for token_id, text in stripped.items() if not _ABBREVIATED.search(text)}
     found = Boundaries(
         boundary_ids=frozenset(ends),
         period_ids=frozenset(token_id for token_id, text in ends.items() if text in _BARE),
-        digit_ids=frozenset(token_id for token, token_id in vocabulary.items() if token[-1:] in _DIGITS),
+        unfinished_ids=frozenset(token_id for token, token_id in vocabulary.items() if _UNFINISHED.search(token)),
     )
     _boundaries[tokenizer] = len(tokenizer), found
     return found
-
-
-_DIGITS = frozenset("0123456789")
 
 
 def _candidates() -> re.Pattern[str]:

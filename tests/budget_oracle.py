@@ -205,8 +205,8 @@ class Oracle:
         if not row or self.half(self.rule.close_ids) or self.half(self.rule.tool_open_ids):
             return False
         latest = self.ids[row[-1]]
-        after_digit = len(row) > 1 and self.ids[row[-2]] in self.rule.digit_ids
-        return latest in self.rule.boundary_ids and not (after_digit and latest in self.rule.period_ids)
+        unfinished = len(row) > 1 and self.ids[row[-2]] in self.rule.unfinished_ids
+        return latest in self.rule.boundary_ids and not (unfinished and latest in self.rule.period_ids)
 
     def close(self, reason: str) -> None:
         rule, left, half = self.rule, self.left(), self.half(self.rule.close_ids)
@@ -340,7 +340,7 @@ def random_rule(draw: random.Random) -> BudgetRule:
                 tool_close_ids=ids(4, 1, 3) if tools else (),
                 boundary_ids=boundary,
                 period_ids=boundary & some(),
-                digit_ids=some(),
+                unfinished_ids=some(),
                 tool_call_longest=draw.randint(1, 9),
             )
         except ValueError:

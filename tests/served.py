@@ -97,7 +97,8 @@ class Server:
         self.headers: dict[str, str] = {}
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        request = urllib.request.Request(self.url + path, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(answer.read().decode())
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:

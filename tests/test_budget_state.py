@@ -27,7 +27,7 @@ FULL = replace(
     tool_close_ids=(31,),
     boundary_ids=frozenset({40, 41}),
     period_ids=frozenset({41}),
-    digit_ids=frozenset({42}),
+    unfinished_ids=frozenset({42}),
     tool_call_longest=8,
 )
 STOP = [7, 7, 8, 2, 3]

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,18 @@ pytestmark = [
 ]
 
 
+def serving_with_store(patch: pytest.MonkeyPatch, *arguments: Any) -> contextlib.AbstractContextManager[Server]:
+    """A server that keeps the answers of /v1/responses."""
+    patch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+    return serving(*arguments)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("served")
     options = ["--thinking-ceiling", "60", "--thinking-efforts", "none=0,low=6,high=30"]
     options += ["--thinking-stop-text", "\n</think>\n\n", "--api-key", "sesame"]
-    with serving(directory, *options) as running:
+    with pytest.MonkeyPatch.context() as patch, serving_with_store(patch, directory, *options) as running:
         running.headers = {"authorization": "Bearer sesame"}
         yield running
 
@@ -124,6 +131,28 @@ def test_a_natural_end_is_told_from_the_budget(server: Server) -> None:
     assert all(end["tokens"] == 20 for end in ends if end["closed_by"] == "budget")
     assert all(end["tokens"] % len(THOUGHT) == 0 for end in ends if end["closed_by"] == "natural")
     assert thinking_of("chat", answer) == (sum(end["tokens"] for end in ends), "mixed")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_answer_that_is_fetched_later_has_the_figures(server: Server, background: bool) -> None:
+    body = asked("responses", thinking_budget=7, background=background, store=True)
+    status, answer = server.post(PATHS["responses"], body)
+    assert status == 200, answer
+    until_ended = time.monotonic() + 60
+    fetched: dict[str, Any] = {}
+    while fetched.get("status") != "completed" and time.monotonic() < until_ended:
+        fetched = json.loads(server.get(f"{PATHS['responses']}/{answer['id']}"))
+    assert thinking_of("responses", fetched) == (7, "budget")
+    assert background or fetched["usage"] == answer["usage"]
+
+
+def test_the_events_of_an_answer_in_the_background_end_with_the_figures_again(server: Server) -> None:
+    events = server.stream(PATHS["responses"], asked("responses", thinking_budget=7, background=True, store=True))
+    name = events[0]["response"]["id"]
+    again = server.get(f"{PATHS['responses']}/{name}?stream=true")
+    last = [json.loads(line.removeprefix("data: ")) for line in again.splitlines() if line.startswith("data: {")][-1]
+    for each in (events[-1], last):
+        assert thinking_of("responses", each["response"]) == (7, "budget")
 
 
 def test_several_prompts_and_choices(server: Server) -> None:

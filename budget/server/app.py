@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -41,6 +43,8 @@ REQUESTS: dict[str, str] = {  # vLLM's own request of each route, asked whether 
     "/v1/responses": "vllm.entrypoints.openai.responses.protocol:ResponsesRequest",
     "/v1/messages": "vllm.entrypoints.anthropic.protocol:AnthropicMessagesRequest",
 }
+FETCHED = "/v1/responses/"  # and an id: an answer, or its events, once more
+KEPT = 4096  # answers whose figures are remembered for that; vLLM itself forgets none
 PLAYGROUND = "/playground"
 # One page with all in it: it may ask this server, and nobody else.
 PAGE_POLICY = (
@@ -49,6 +53,7 @@ PAGE_POLICY = (
 )
 
 _ledger: ContextVar[Ledger | None] = ContextVar("posttrain_ledger", default=None)
+_kept: OrderedDict[str, Ledger] = OrderedDict()  # by the id of the answer
 
 
 class ThinkingBudget:
@@ -65,6 +70,8 @@ class ThinkingBudget:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "http" and scope["method"] == "POST" and path in ROUTES:
             await Exchange(path, self._server).run(self._app, scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "GET" and (ledger := _kept.get(_fetched(path))):
+            await Exchange(path, self._server, ledger).run(self._app, scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "GET" and path == PLAYGROUND:
             await _send_page(send, _playground())
         else:
@@ -72,13 +79,17 @@ class ThinkingBudget:
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request and its answer.
 
-    def __init__(self, path: str, server: BudgetServer) -> None:
+    Args:
+        ledger: where the answer is fetched that another request asked for: what came of that one.
+    """
+
+    def __init__(self, path: str, server: BudgetServer, ledger: Ledger | None = None) -> None:
         self._path = path
         self._server = server
-        self._ledger = Ledger(metrics().completion)
-        self._body_came = False
+        self._ledger = ledger or Ledger(metrics().completion)
+        self._body_came = ledger is not None  # then there is nothing to translate
         self._refusal: bytes | None = None
         self._start: Message | None = None  # of the answer, held back until its length is known
         self._streams = False
@@ -171,6 +182,7 @@ class Exchange:
             status, body = 400, self._refusal
         else:
             body = self._ledger.complete(body)
+            self._keep()
         ours = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
         kept = [(name, value) for name, value in start["headers"] if name.lower() not in ours]
         await send({**start, "status": status, "headers": [*kept, *ours.items()]})
@@ -180,7 +192,17 @@ class Exchange:
         *events, self._rest = (self._rest + message.get("body", b"")).split(b"\n\n")
         if not message.get("more_body", False):
             events, self._rest = ([*events, self._rest], b"") if self._rest else (events, b"")
-        return b"".join(self._ledger.complete_event(event) + b"\n\n" for event in events)
+        completed = b"".join(self._ledger.complete_event(event) + b"\n\n" for event in events)
+        self._keep()
+        return completed
+
+    def _keep(self) -> None:
+        """Remember what comes of an answer that can be fetched later."""
+        name = self._ledger.answer_id
+        if name is not None and name not in _kept and _stores():
+            _kept[name] = self._ledger
+            if len(_kept) > KEPT:
+                _kept.popitem(last=False)
 
 
 def observe_engine(state: Any) -> bool:
@@ -221,6 +243,16 @@ def _settings() -> BudgetServer:
     from posttrain.budget.vllm_request import server_settings
 
     return server_settings()
+
+
+def _stores() -> bool:
+    """Whether this vLLM keeps the answers of /v1/responses."""
+    return os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0")
+
+
+def _fetched(path: str) -> str:
+    """The id of the answer that a path fetches, or ""."""
+    return path.removeprefix(FETCHED) if path.startswith(FETCHED) else ""
 
 
 @functools.cache

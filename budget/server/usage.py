@@ -82,11 +82,15 @@ class Ledger:
 
     Args:
         done: called with each completion once, when it is finished or given up.
+
+    Attributes:
+        answer_id: what /v1/responses calls its answer, once it said so.
     """
 
     def __init__(self, done: Callable[[Choice], None] = lambda choice: None) -> None:
         self.choices: dict[int, Choice] = {}
         self.idle = False  # what is generated is not one completion after another (beams): say nothing about it
+        self.answer_id: str | None = None
         self._calls = 0
         self._done = done
 
@@ -156,6 +160,9 @@ class Ledger:
         return head + mark + _text(content) if content is not None and self._write(content) else event
 
     def _write(self, content: dict[str, Any]) -> bool:
+        answer = content.get("response") if "response" in content else content
+        if isinstance(answer, dict) and answer.get("object") == "response":
+            self.answer_id = answer.get("id")
         if not self.choices:
             return False
         changed = False
@@ -167,7 +174,6 @@ class Ledger:
             return self._write_usage(content, "completion_tokens_details") or changed
         if content.get("type") in ("message", "message_delta"):
             return self._write_usage(content, "output_tokens_details", "thinking_tokens")
-        answer = content.get("response") if "response" in content else content
         return isinstance(answer, dict) and self._write_usage(answer, "output_tokens_details")
 
     def _write_usage(self, answer: dict[str, Any], key: str, tokens_name: str = "reasoning_tokens") -> bool:
