@@ -12,7 +12,7 @@ in ten has no budget. The model is a tiny Qwen3 with random weights (tests/vllm_
     ngram        n-gram speculation, three drafts (V2; V1 refuses a processor there)
 
 V1 is what a CPU build of vLLM runs. V2, written for GPUs, runs through Triton's interpreter at some ten tokens a
-second, so it gets a fifth of the requests (`--interpreted`). A violation is a completion in which
+second, so it gets a fifth of the requests (`--interpreted`), and shorter ones: 48 tokens at most, not 120. A violation is a completion in which
 `budget_verdict.faults`, which knows the ids and the request alone, finds a fault. vLLM's native budget gets the same
 requests with the one stop text it can have, and is not asked to close thinking at an end of turn, which it does not
 claim to do.
@@ -46,7 +46,7 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
     asked = {
         "scenario": scenario, "native": native, "requests": requests, "seed": seed, "model": model,
         "rows": 32 if name == "v1" else 16, "blocks": 24 if name == "v1" else 12,
-        "longest": 512 if name == "v1" or scenario == "chunked" else 320,
+        "longest": 512 if name == "v1" or scenario == "chunked" else 320, "most_tokens": 120 if name == "v1" else 48,
     }  # fmt: skip
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",

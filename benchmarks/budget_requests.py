@@ -52,11 +52,14 @@ class Asked:
     bias: dict[int, float]
 
 
-def random_requests(count: int, seed: int, tokenizer: Any, ids: Ids, *, longest: int) -> list[Asked]:
+def random_requests(
+    count: int, seed: int, tokenizer: Any, ids: Ids, *, longest: int, most_tokens: int = 120
+) -> list[Asked]:
     """`count` requests: chats with typed markers, earlier turns with thinking, open and closed prompts, any budget.
 
     Args:
         longest: words of a prompt at most.
+        most_tokens: of a completion.
     """
     draw = random.Random(seed)
     requests = []
@@ -78,10 +81,10 @@ def random_requests(count: int, seed: int, tokenizer: Any, ids: Ids, *, longest:
             Asked(
                 prompt=tokenizer.encode(text, add_special_tokens=False),
                 opened=opened,
-                budget=draw.choice((None, 0, 1, 2, 3, 5, 8, 13, 21, 34, draw.randint(0, 80))),
+                budget=draw.choice((None, 0, 1, 2, 3, 5, 8, 13, 21, 34, draw.randint(0, most_tokens * 2 // 3))),
                 stop_text=draw.choice(STOP_TEXTS),
                 temperature=temperature,
-                max_tokens=draw.randint(8, 120),
+                max_tokens=draw.randint(8, most_tokens),
                 n=2 if temperature and draw.random() < 0.2 else 1,
                 bias=bias,
             )
@@ -137,7 +140,7 @@ def main() -> None:
     ends = frozenset(vocabulary[end] for end in ("<|im_end|>", "<|endoftext|>"))
     ids = Ids(vocabulary["<think>"], vocabulary["</think>"], ends)
     longest = 120 if setting["scenario"] == "chunked" else 24
-    requests = random_requests(setting["requests"], setting["seed"], tokenizer, ids, longest=longest)
+    requests = random_requests(setting["requests"], setting["seed"], tokenizer, ids, longest=longest, most_tokens=setting["most_tokens"])
     llm = LLM(**engine_options(setting, stop_thinking))
     began = time.monotonic()
     done = llm.generate(
