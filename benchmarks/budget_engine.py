@@ -12,10 +12,10 @@ in ten has no budget. The model is a tiny Qwen3 with random weights (tests/vllm_
     ngram        n-gram speculation, three drafts (V2; V1 refuses a processor there)
 
 V1 is what a CPU build of vLLM runs. V2, written for GPUs, runs through Triton's interpreter at some ten tokens a
-second, so it gets a fifth of the requests (`--interpreted`), and shorter ones: 48 tokens at most, not 120. A violation is a completion in which
-`budget_verdict.faults`, which knows the ids and the request alone, finds a fault. vLLM's native budget gets the same
-requests with the one stop text it can have, and is not asked to close thinking at an end of turn, which it does not
-claim to do.
+second, so it gets a fifth of the requests (`--interpreted`), and shorter ones: 48 tokens at most, not 120. A violation
+is a completion in which `budget_verdict.faults`, which knows the ids and the request alone, finds a fault. The native
+budget gets the same requests with the one stop text it can have, and is not asked to close thinking at an end of turn,
+which it does not claim to do.
 
 Results are added to docs/results/budget_engine.json, from which docs/make_budget_support.py writes the support table.
 The last line is JSON: `ours` and `theirs` are violations.

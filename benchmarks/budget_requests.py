@@ -140,7 +140,14 @@ def main() -> None:
     ends = frozenset(vocabulary[end] for end in ("<|im_end|>", "<|endoftext|>"))
     ids = Ids(vocabulary["<think>"], vocabulary["</think>"], ends)
     longest = 120 if setting["scenario"] == "chunked" else 24
-    requests = random_requests(setting["requests"], setting["seed"], tokenizer, ids, longest=longest, most_tokens=setting["most_tokens"])
+    requests = random_requests(
+        setting["requests"],
+        setting["seed"],
+        tokenizer,
+        ids,
+        longest=longest,
+        most_tokens=setting.get("most_tokens", 120),
+    )
     llm = LLM(**engine_options(setting, stop_thinking))
     began = time.monotonic()
     done = llm.generate(

@@ -25,7 +25,7 @@ class Limits:
             continuation.
     """
 
-    __slots__ = ("_unfinished", "_loop", "_request", "_reserve_at", "_rule", "active")
+    __slots__ = ("_loop", "_request", "_reserve_at", "_rule", "_unfinished", "active")
 
     def __init__(self, rule: BudgetRule, request: BudgetRequest, max_tokens: int | None) -> None:
         if request.answer_reserve and max_tokens is None:
@@ -39,7 +39,7 @@ class Limits:
         if request.answer_reserve and max_tokens is not None:
             self._reserve_at = max_tokens - request.answer_reserve - len(rule.stop_ids)
         self._loop = LoopGuard(request.loop_guard) if request.loop_guard is not None else None
-        self._unfinished = False  # a period after the latest token of this block ends no sentence; known where there is a grace
+        self._unfinished = False  # a period now would end no sentence; known where there is a grace
 
     def copy(self) -> Limits:
         other = Limits.__new__(Limits)

@@ -24,8 +24,8 @@ most N such tokens; 0 means none.
 - `loop`: with a loop guard of L, the latest L counted tokens of the block are a block of at most L // 3 tokens
   repeated verbatim. A forced token other than a continuation, a tool call and an EOS begin the L afresh.
 - `grace`: with a grace of G, no more than G tokens are left until budget or reserve would strike, the latest token is
-  a boundary (`boundary_ids`, but no bare period right after one of `unfinished_ids` in this block), no marker is half emitted, and
-  the minimum is reached.
+  a boundary (`boundary_ids`, but no bare period right after one of `unfinished_ids` in this block), no marker is half
+  emitted, and the minimum is reached.
 - `eos`: the model ends its turn inside the block: the block is closed, and the model answers.
 Budget and reserve strike as soon as a block opens, too.
 
@@ -281,12 +281,12 @@ class BudgetState:
             if self._queue:
                 at += self._observe_forced(tokens[at : at + len(self._queue) - self._at])
                 continue
-            plain = tokens[at : at + min(self.quiet(), _AT_ONCE)]
-            if not marks.isdisjoint(plain):
-                plain = plain[: next(place for place, token in enumerate(plain) if token in marks)]
-            if plain:
-                self._pass_over(plain)
-                at += len(plain)
+            some = tokens[at : at + min(self.quiet(), _AT_ONCE)]
+            if not marks.isdisjoint(some):
+                some = some[: next(place for place, token in enumerate(some) if token in marks)]
+            if some:
+                self._pass_over(some)
+                at += len(some)
             else:
                 self.observe(tokens[at])
                 at += 1

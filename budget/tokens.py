@@ -135,8 +135,12 @@ def boundaries(tokenizer: Any) -> Boundaries:
             clean_up_tokenization_spaces=False,
         )
     ]
-    stripped = {token_id: text.strip(" \t") for token_id, text in zip(ids, texts, strict=True) if _BOUNDARY.search(text)}
-    ends = {token_id: text for token_id, text in stripped.items() if not _ABBREVIATED.search(text)}
+    stripped = {token_id: text.strip(" \t") for token_id, text in zip(ids, texts, strict=True)}
+    ends = {
+        token_id: text
+        for token_id, text in stripped.items()
+        if _BOUNDARY.search(text) and not _ABBREVIATED.search(text)
+    }
     found = Boundaries(
         boundary_ids=frozenset(ends),
         period_ids=frozenset(token_id for token_id, text in ends.items() if text in _BARE),

@@ -13,6 +13,7 @@ so that id's becomes t * log(sum exp(s/t)) over all of them, which is their maxi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ GREEDY = 2.0**-20  # stands for temperature 0; a power of two, so that scaling b
 
 
 Redirect = tuple[Collection[int], int]  # ids that must not come, and the id that their probability belongs to
-Forced = tuple[Sequence[int], Sequence[int]]  # rows, and the id of each
+Forced = tuple[Any, Any]  # lists or arrays: rows, and the id of each
 
 
 class Scores:
@@ -131,7 +132,8 @@ class _Redirects:
         else:
             active, ids, numbers = (array.index_select(0, rows) for array in arrays)
         width = ids.shape[1]
-        return active, ids, *numbers.split([width, width, 1, 1], 1)
+        from_, to_, temperature, inverse = torch.split(numbers, [width, width, 1, 1], 1)
+        return active, ids, from_, to_, temperature, inverse
 
 
 def _redirect(scores: torch.Tensor, rows: tuple[torch.Tensor, ...]) -> None:

@@ -101,7 +101,8 @@ def test_boundaries_end_sentences_or_lines_and_never_a_part_of_a_character() -> 
 @pytest.mark.parametrize(
     ("pieces", "ends"),
     [
-        ((" pi", "."), True), ((" e", ".g", "."), False), ((" vs", "."), False), (("3", "."), False), ((" it", "!"), True),
+        ((" pi", "."), True), ((" e", ".g", "."), False), ((" vs", "."), False), (("3", "."), False),
+        ((" it", "!"), True),
         ((" n", "!"), False), (("p", "i", "."), True), ((" Fig", "."), False), ((" No", "."), True),
     ],
 )  # fmt: skip
