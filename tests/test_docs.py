@@ -36,6 +36,7 @@ PAGES = (
     "docs/budget.md",
     "docs/recipe.md",
     "docs/reinforcement_learning.md",
+    "docs/sandbox.md",
     "docs/serving.md",
     "templates/README.md",
 )

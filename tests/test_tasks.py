@@ -20,6 +20,7 @@ from posttrain.tasks.answers import boxes, final_answer, parse_choice, parse_num
 from posttrain.tasks.arithmetic import DIGIT_WORDS, FORMATS, MAX_STEPS, Arithmetic, corpus, format_score
 from posttrain.tasks.registry import TASKS, Task, get_task
 from posttrain.tasks.task import QUERY_COLUMNS, check_gold, derive_seed, make_query, text_key
+from tests.sandboxed import needs_sandbox
 
 ALL_FORMATS = {"plain": 1.0, "twice": 1.0, "words": 1.0}
 
@@ -31,7 +32,10 @@ def row(answer: str, task: str) -> dict[str, Any]:
 # --- registry
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith(":")])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=needs_sandbox) if n == "code" else n for n in TASKS if not n.endswith(":")],
+)
 def test_every_registered_task_is_one(name: str) -> None:
     task = get_task(name)
     assert isinstance(task, Task) and task.name == name and get_task(name) is task
@@ -45,7 +49,7 @@ def test_every_registered_task_is_one(name: str) -> None:
         ("reasoning_gym:chain_sums", "did you mean reasoning_gym:chain_sum"),
         ("reasoning_gym:", "reasoning_gym:NAME"),
         ("boxed", "every verifier reads the boxed answer"),
-        ("qqqqqqq", "arithmetic, choice, exact, math, number"),
+        ("qqqqqqq", "arithmetic, choice, code, exact, math, number"),
         ("", "verifier"),
     ],
 )

@@ -17,6 +17,7 @@ __all__ = ["TASKS", "Query", "Task", "get_task", "task_rewards"]
 TASKS: dict[str, str] = {
     "arithmetic": "posttrain.tasks.arithmetic:Arithmetic",
     "choice": "posttrain.tasks.verifiers:Choice",
+    "code": "posttrain.tasks.code:Code",
     "exact": "posttrain.tasks.verifiers:Exact",
     "math": "posttrain.tasks.verifiers:Math",
     "mtr_bench:": "posttrain.rl.environments.task:MtrBench",
