@@ -41,6 +41,7 @@ class OffPolicyDistillationStage(Stage):
         default="correct", description="correct: what the query's verifier scores below 1 goes; all: every whole answer"
     )
     keep_per_query: int = Field(default=1, ge=1, description="answers kept a query and mode")
+    distinct: bool = Field(default=False, description="each problem is asked once, however often it stands in the data")
     filters: Filters | None = Field(default=None, description="the cold start's filters, in place of `keep`")
     flags: Flags | bool = Field(default=True, description="mode flags as in fusion; false: none")
     multi_turn: MultiTurn | None = Field(default=None, description="dialogues joined from single answers, as in fusion")
@@ -78,12 +79,17 @@ class OffPolicyDistillationStage(Stage):
                 if share > 0
             ],
             size=self.size,
-            filters=self.filters or Filters(responses=_only_correct(self.keep == "correct")),
+            filters=self._filters(),
             fusion=self._fusion(),
             overlong=self.overlong,
             supervise_empty_think=self.supervise_empty_think,
             packing=self.packing,
         )
+
+    def _filters(self) -> Filters:
+        filters = self.filters or Filters(responses=_only_correct(self.keep == "correct"))
+        queries = filters.queries.model_copy(update={"distinct": self.distinct or filters.queries.distinct})
+        return filters.model_copy(update={"queries": queries})
 
     def _source(self, name: str, mode: Mode, weight: float) -> SampleSource:
         limit = self.queries.limit
@@ -129,6 +135,9 @@ class OffPolicyDistillationStage(Stage):
 
     def result_kind(self, start_kind: Kind) -> Kind:
         return self.as_sft().result_kind(start_kind)
+
+    def check_outside(self, context: StageContext) -> None:
+        self.as_sft().check_outside(context)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         return self.as_sft().build_data(context)

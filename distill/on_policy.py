@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from posttrain.recipe.stage import Fault, Stage, StageContext
+from posttrain.recipe.teacher import each_teacher
 from posttrain.rl.health import Health
 from posttrain.rl.modes import LACKING
 from posttrain.rl.stage import ON_POLICY_SAMPLING, RolloutStage, enough_rows
@@ -27,18 +28,18 @@ def teacher_faults(stage: Stage, recipe: Recipe, modes: Iterable[Mode]) -> Itera
     """A distillation cannot be built without its teacher, nor be taught a mode that the teacher does not have."""
     from posttrain.recipe.references import kinds_of
 
-    if not stage.teacher:
+    if not list(each_teacher(stage.teacher)):
         yield Fault(
             ("teacher",),
             "a distillation stage has no teacher",
-            remedy="name an earlier stage, a model directory or a hub id under `teacher`",
+            remedy="name an earlier stage, a model directory, a hub id or a served model under `teacher`",
         )
-    elif stage.teacher in recipe.stages:
-        kind = kinds_of(recipe).get(stage.teacher, (None, None))[1]
+    for teacher in {str(one): None for _, one in each_teacher(stage.teacher) if one in recipe.stages}:
+        kind = kinds_of(recipe).get(teacher, (None, None))[1]
         for mode in sorted(LACKING.get(str(kind), set()) & set(modes)):
             yield Fault(
                 ("modes", mode),
-                f"the teacher, stage `{stage.teacher}`, leaves a model of kind {kind!r}, which has no {mode} mode",
+                f"the teacher, stage `{teacher}`, leaves a model of kind {kind!r}, which has no {mode} mode",
                 "what it cannot do it cannot teach",
                 "choose a fused (hybrid) teacher, or the teacher's own mode alone",
             )
@@ -54,6 +55,9 @@ class OnPolicyDistillationStage(RolloutStage):
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         family = FAMILIES.get(recipe.template.family)
+        if self.teacher is not None and not isinstance(self.teacher, str):
+            what = "on-policy distillation takes one teacher, whose model is here"
+            yield Fault(("teacher",), what, remedy="name a stage, a model directory or a hub id")
         yield from teacher_faults(self, recipe, self.asking(family).modes if family else {})
         yield from super().faults(recipe, start_kind)
 

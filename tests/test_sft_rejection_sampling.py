@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from posttrain.data.funnel import Funnel, json_line
 from posttrain.model.generation import Completion, Prompt
+from posttrain.sft.completions import Candidate, Completions
 from posttrain.sft.rejection_sampling import (
-    Candidate,
-    Completions,
     RejectionSampling,
     response_of,
     select,

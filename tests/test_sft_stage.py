@@ -21,7 +21,7 @@ from posttrain.model.policy import build_policy, family_of, load_model, load_tok
 from posttrain.recipe.kinds import stage_class
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import StageContext
-from posttrain.sft.rejection_sampling import Completions
+from posttrain.sft.completions import Chunk
 from posttrain.sft.stage import SftStage
 from posttrain.templates.families import Kind, get_family
 from posttrain.templates.render import last_flag
@@ -329,17 +329,17 @@ def test_a_build_killed_while_sampling_ends_the_same(
     class Killed(BaseException):
         pass
 
-    chunk, made = Completions._chunk, 0
+    write, made = Chunk.write, 0
 
-    def die(self: Completions, *given: Any) -> str:
+    def die(self: Chunk, rows: Any) -> None:
         nonlocal made
         made += 1
         if made > 2:
             raise Killed
-        return chunk(self, *given)
+        write(self, rows)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Completions, "_chunk", die)
+        patched.setattr(Chunk, "write", die)
         build(killed)
     assert len(list(killed.dir.data.rglob("chunk-*.jsonl"))) == 2
     build(killed)

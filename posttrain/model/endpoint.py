@@ -254,7 +254,11 @@ class Endpoint:
         return httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout or self.spec.timeout, connect=min(10.0, self.spec.timeout), pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.spec.concurrency),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=self.spec.concurrency,
+                keepalive_expiry=2.0,  # before servers close an idle connection: uvicorn after 5 s
+            ),
             trust_env=urlsplit(self.spec.endpoint).hostname not in LOOPBACK,  # no proxy in front of this machine
         )
 

@@ -79,6 +79,11 @@ class Completion:
     closed_by: str | None
     truncated: bool
 
+    @property
+    def tokens(self) -> int:
+        """Length of the completion, the end of turn and what a budget forced included."""
+        return len(self.completion_ids)
+
 
 class Generator:
     """Completes prompts with one model.
@@ -147,7 +152,7 @@ class Generator:
         read = self._read(prompts)
         prefills = [prefilled for _, prefilled in read]
         rows = [
-            self._row(prompt, ids, opens_thinking(prefilled, self.family), _seed_of(seed, place))
+            self._row(prompt, ids, opens_thinking(prefilled, self.family), seed_of(seed, place))
             for place, (prompt, (ids, prefilled)) in enumerate(zip(prompts, read, strict=True))
         ]
         # Long prompts first: little padding, equal prompts side by side, and memory runs out at the start if it does.
@@ -234,6 +239,7 @@ class Generator:
         )
 
 
-def _seed_of(seed: int, place: int) -> int:
+def seed_of(seed: int, place: int) -> int:
+    """The seed of one completion, from that of the call and its place in it."""
     digest = hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")

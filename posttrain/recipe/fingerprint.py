@@ -27,10 +27,12 @@ from typing import Any
 
 import yaml
 
+from posttrain.recipe.endpoint import CARRIER
 from posttrain.recipe.references import start_of
 from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.source import CORE_SCHEMA, TAG
 from posttrain.recipe.stage import Stage
+from posttrain.recipe.teacher import each_teacher
 
 LOOKS = (
     *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "num_completions_to_print"),
@@ -135,7 +137,7 @@ def dependencies_of(recipe: Recipe, name: str) -> set[str]:
         origin = start_of(recipe, current)
         others = [other for _, other in stage.stage_references()]
         others += [origin[1]] if origin[0] == "stage" else []
-        others += [stage.teacher] if stage.teacher is not None else []
+        others += [teacher for _, teacher in each_teacher(stage.teacher) if isinstance(teacher, str)]
         waiting += [other for other in others if other in recipe.stages]
     return found
 
@@ -172,7 +174,9 @@ def _options(stage: Stage) -> dict[str, Any]:
 def _deep_content(value: Any) -> Any:
     """A stage's options with the content of every local file or folder in the place of its path."""
     if isinstance(value, dict):
-        return {key: _deep_content(entry) for key, entry in value.items()}
+        # A served model is the same wherever and however it is reached.
+        reached = CARRIER if "endpoint" in value else ()
+        return {key: _deep_content(entry) for key, entry in value.items() if key not in reached}
     if isinstance(value, list):
         return [_deep_content(entry) for entry in value]
     is_path = _is_local(value) and value.count("/") > 1 and os.path.exists(value)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.locations import looks_local
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.references import Parts, models_of
 from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.stage import Fault
+from posttrain.recipe.teacher import each_teacher
 from posttrain.recipe.weights import weight_faults
 from posttrain.recipe.words import Loc, nearest
 
@@ -63,7 +65,22 @@ def _stage(stage: Any, stages: Mapping[Any, Any], folder: Path) -> Any:
     made = {key: value if key in NO_PATHS else _deep(value, folder) for key, value in stage.items()}
     if "model" in made:
         made["model"] = _model(made["model"], folder)
-    return made if made.get("teacher") in stages else _replace(made, "teacher", folder)
+    if "teacher" in made:
+        made["teacher"] = _teacher(made["teacher"], stages, folder)
+    return made
+
+
+def _teacher(value: Any, stages: Mapping[Any, Any], folder: Path) -> Any:
+    """A teacher with its paths absolute: a text, a served one, or several by name."""
+    if isinstance(value, str):
+        return value if value in stages else _replace({"teacher": value}, "teacher", folder)["teacher"]
+    if not isinstance(value, dict):
+        return value
+    made = _replace(value, "tokenizer", folder)
+    for key in ("by_data", "by_task"):
+        if isinstance(made.get(key), dict):
+            made = {**made, key: {name: _teacher(one, stages, folder) for name, one in made[key].items()}}
+    return {**made, "default": _teacher(made["default"], stages, folder)} if "default" in made else made
 
 
 def _deep(value: Any, folder: Path) -> Any:
@@ -90,9 +107,12 @@ def path_faults(parts: Parts) -> Iterator[Fault]:
     for loc, model in models_of(parts):
         yield from _model_path_faults(model, loc)
     for name, stage in parts.stages.items():
-        if stage.teacher is not None and stage.teacher not in parts.stage_names:
-            here: Loc = ("stages", name, "teacher")
-            yield from _model_directory_faults(stage.teacher, here, stages=parts.stage_names)
+        for loc, teacher in each_teacher(stage.teacher):
+            here: Loc = ("stages", name, "teacher", *loc)
+            if isinstance(teacher, EndpointSpec):
+                yield from _tokenizer_faults(teacher.tokenizer, (*here, "tokenizer"))
+            elif teacher not in parts.stage_names:
+                yield from _model_directory_faults(teacher, here, stages=parts.stage_names)
 
 
 def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
@@ -104,13 +124,19 @@ def _model_path_faults(model: ModelSpec, loc: Loc) -> Iterator[Fault]:
             what = f"{path} has no tokenizer, and the recipe names none"
             yield Fault((*loc, "path"), what, remedy="give `tokenizer:` (a path, a hub id, or train_on)")
     if isinstance(model.tokenizer, str):
-        here, path = (*loc, "tokenizer"), Path(model.tokenizer)
-        if not path.is_absolute():
-            yield from _hub_faults(model.tokenizer, here, [])
-        elif not path.exists():
-            yield _missing(model.tokenizer, here)
-        elif not any((path / file).exists() for file in TOKENIZER_FILES):
-            yield Fault(here, f"{path} holds no tokenizer", remedy=f"it needs one of {', '.join(TOKENIZER_FILES)}")
+        yield from _tokenizer_faults(model.tokenizer, (*loc, "tokenizer"))
+
+
+def _tokenizer_faults(text: str | None, here: Loc) -> Iterator[Fault]:
+    path = Path(text or "")
+    if text is None:
+        return
+    if not path.is_absolute():
+        yield from _hub_faults(text, here, [])
+    elif not path.exists():
+        yield _missing(text, here)
+    elif not any((path / file).exists() for file in TOKENIZER_FILES):
+        yield Fault(here, f"{path} holds no tokenizer", remedy=f"it needs one of {', '.join(TOKENIZER_FILES)}")
 
 
 def _model_directory_faults(

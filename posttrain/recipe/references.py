@@ -19,6 +19,7 @@ from posttrain.recipe.demands import demand_faults, figure_names
 from posttrain.recipe.positions import position_faults
 from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Fault, Stage
+from posttrain.recipe.teacher import each_teacher
 from posttrain.recipe.words import Loc, did_you_mean
 from posttrain.templates.families import Family, Kind, get_family
 
@@ -158,8 +159,11 @@ def _stage_reference_faults(parts: Parts, name: str, stage: Stage) -> Iterator[F
     if stage.optimizer is not None and "optim" in stage.train:
         what = f"the optimizer of stage `{name}` is given twice: `optimizer` and `train.optim`"
         yield Fault((*here, "train", "optim"), what, remedy="keep one of the two")
-    if stage.teacher in parts.stage_names:
-        yield from _earlier_faults(parts, name, str(stage.teacher), (*here, "teacher"))
+    for loc, teacher in each_teacher(stage.teacher):
+        if teacher in parts.stage_names:
+            yield from _earlier_faults(parts, name, str(teacher), (*here, "teacher", *loc))
+        if loc[:1] == ("by_data",):
+            yield from _data_faults(parts, str(loc[1]), (*here, "teacher", *loc))
     for loc, other in stage.stage_references():
         yield from _earlier_faults(parts, name, other, (*here, *loc), extra=[BASE])
     for loc, data in stage.data_references():

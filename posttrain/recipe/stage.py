@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.recipe.teacher import Teacher, Teachers
 from posttrain.templates.families import Family, Kind
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class StageContext:
         run: the run's directory; `run.stage(other)` gives an earlier stage's artefacts.
         dir: this stage's own directory.
         start: directory of the model that the stage starts from (saved as transformers and vLLM load it).
-        teacher: directory of the teacher's model, or None.
+        teacher: where its teacher is: a model's directory or hub id, a server, several of these by what they teach
+            (their texts are directories or hub ids, no names of stages), or None.
         family: the template family, with the recipe's overrides.
         kind: kind of the model that the stage starts from.
         quiet: print no progress bars.
@@ -62,7 +65,7 @@ class StageContext:
     run: RunDir
     dir: StageDir
     start: Path
-    teacher: Path | None
+    teacher: Path | EndpointSpec | Teachers | None
     family: Family
     kind: Kind
     quiet: bool = False
@@ -88,7 +91,9 @@ class Stage(BaseModel):
     kind: str = Field(description="the kind of the stage")
     start_from: str | None = Field(default=None, description="an earlier stage, or `base`; default: the stage before")
     model: ModelSpec | None = Field(default=None, description="start from this model instead (a student, say)")
-    teacher: str | None = Field(default=None, description="an earlier stage, a model directory or a hub id")
+    teacher: Teacher | None = Field(
+        default=None, description="an earlier stage, a model directory, a hub id, a served model, or several of these"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's own config class")
     optimizer: Optimizer | None = Field(default=None, description="default: the trainer's own")
     evaluate_every: int = Field(
@@ -113,6 +118,13 @@ class Stage(BaseModel):
     def result_kind(self, start_kind: Kind) -> Kind:
         """The kind of the model this stage leaves."""
         return start_kind
+
+    def check_outside(self, context: StageContext) -> None:
+        """Look at what lies outside the recipe, as servers do: called before the first stage of a run begins.
+
+        Raises:
+            PosttrainError: something that the stage will need is not as it has to be.
+        """
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         """Write what the stage trains on into `context.dir.data`; return the funnel (counts) as JSON-able data."""

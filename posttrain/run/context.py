@@ -6,9 +6,11 @@ from pathlib import Path
 
 from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import family_of
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import ModelSpec, Recipe
 from posttrain.recipe.stage import StageContext
+from posttrain.recipe.teacher import Teachers, with_each
 
 
 def root_spec(recipe: Recipe, name: str) -> ModelSpec:
@@ -27,12 +29,13 @@ def start_directory(recipe: Recipe, run: RunDir, name: str) -> Path:
     return run.stage(name).path / "start" if origin[0] == "model" else run.base
 
 
-def teacher_directory(recipe: Recipe, run: RunDir, name: str) -> Path | None:
-    """The directory of a stage's teacher: an earlier stage's model, or a path or hub id as it stands."""
+def teacher_place(recipe: Recipe, run: RunDir, name: str) -> Path | EndpointSpec | Teachers | None:
+    """Where a stage's teacher is: an earlier stage's model, a path or hub id as it stands, a server, or several."""
     teacher = recipe.stages[name].teacher
     if teacher is None:
         return None
-    return run.stage(teacher).model if teacher in recipe.stages else Path(teacher)
+    found = with_each(teacher, lambda one: str(run.stage(str(one)).model) if one in recipe.stages else one)
+    return Path(found) if isinstance(found, str) else found
 
 
 def context_of(recipe: Recipe, run: RunDir, name: str, *, quiet: bool = False) -> StageContext:
@@ -43,7 +46,7 @@ def context_of(recipe: Recipe, run: RunDir, name: str, *, quiet: bool = False) -
         run=run,
         dir=run.stage(name),
         start=start_directory(recipe, run, name),
-        teacher=teacher_directory(recipe, run, name),
+        teacher=teacher_place(recipe, run, name),
         family=family_of(recipe.template),
         kind=kinds_of(recipe)[name][0],
         quiet=quiet,

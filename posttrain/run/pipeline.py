@@ -22,6 +22,7 @@ from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.stage import StageContext
+from posttrain.recipe.teacher import in_words
 from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
@@ -77,6 +78,7 @@ def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) ->
     write_json(pipeline.run.path / "environment.json", environment())
     with _clock(pipeline, "preparation_seconds"):
         prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=pipeline.quiet)
+    _check_outside(pipeline)
     try:
         for context in pipeline.stages():
             run_stage(context)
@@ -84,6 +86,19 @@ def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) ->
         _add_seconds(pipeline.run, "wall_seconds", time.monotonic() - began)
         report = _report(pipeline)
     return report
+
+
+def _check_outside(pipeline: Pipeline) -> None:
+    """What the unfinished stages need from outside the recipe: all that is wrong with it, before the first begins."""
+    problems: list[Problem] = []
+    for context in pipeline.stages():
+        if not context.dir.record.exists() and not is_complete(context.dir.model):
+            try:
+                context.recipe.stages[context.name].check_outside(context)
+            except PosttrainError as error:
+                problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise PosttrainError(problems)
 
 
 def _follow(pipeline: Pipeline) -> None:
@@ -169,7 +184,7 @@ def _finish(context: StageContext) -> None:
             "name": context.name,
             "kind": stage.kind,
             "parent": _parent(context),
-            "teacher": stage.teacher,
+            "teacher": in_words(stage.teacher),
             "model_kind": kinds_of(context.recipe)[context.name][1],
             "funnel": data.get("funnel"),
             "data_seconds": data.get("seconds"),

@@ -14,6 +14,7 @@ from posttrain.errors import PosttrainError
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
+from posttrain.recipe.teacher import each_teacher
 from posttrain.recipe.trainer_options import option_names
 from posttrain.run.context import root_spec
 
@@ -126,8 +127,7 @@ def _memory(recipe: Recipe, name: str, parameters: int, trained: int, counts: Ma
     width = BYTES[spec.dtype]
     # Weights, gradients, and AdamW's two moments in the weights' type.
     total = parameters * width + trained * width * 3
-    teacher = recipe.stages[name].teacher
-    if teacher is not None:
+    for teacher in {one for _, one in each_teacher(recipe.stages[name].teacher) if isinstance(one, str)}:
         if counts.get(teacher) is None:
             return None  # a teacher from outside, of a size that the recipe does not tell
         total += (counts[teacher] or 0) * width

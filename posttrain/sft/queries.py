@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.funnel import Drop, Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.sft.completions import Completions
 from posttrain.sft.query_filters import (
     BalanceDomains,
     NotSolvedWithoutThinking,
@@ -22,11 +24,10 @@ from posttrain.sft.query_filters import (
     question_of,
     several_questions,
 )
-from posttrain.sft.rejection_sampling import Completions
 from posttrain.sft.response_filters import score_with_task
-from posttrain.sft.sampler import Models, identity, model_directory
+from posttrain.sft.sampler import Models, identity, model_place
 from posttrain.tasks.registry import get_task
-from posttrain.tasks.task import derive_seed
+from posttrain.tasks.task import derive_seed, text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,9 +73,9 @@ def chunk_directory(context: StageContext, number: int, what: str) -> Path:
     return context.dir.data / "completions" / f"{number}-{what}"
 
 
-def made_with(context: StageContext, reference: str, *settings: Any) -> Any:
+def made_with(context: StageContext, reference: str | EndpointSpec, *settings: Any) -> Any:
     """What completions of a model depend on: its weights, the dialect, how it is sampled."""
-    return [identity(model_directory(context, reference)), context.family.name, *map(str, settings)]
+    return [identity(model_place(context, reference)), context.family.name, *map(str, settings)]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class QuerySelector:
             kept = self._passing(rows, kept, "verifiable", lambda query: not_verifiable(query, get_task))
         if self.filters.single_question:
             kept = self._passing(rows, kept, "single_question", several_questions)
+        if self.filters.distinct:
+            kept = self._distinct(rows, kept)
         if self.filters.not_solved_without_thinking is not None:
             kept = self._unsolved(rows, kept, self.filters.not_solved_without_thinking)
         if self.filters.balance_domains is not None:
@@ -117,6 +120,17 @@ class QuerySelector:
                     kept.append(place)
                 advance(1)
         return kept
+
+    def _distinct(self, rows: Dataset, places: list[int]) -> list[int]:
+        seen: set[str] = set()
+
+        def seen_before(query: Query) -> Drop | None:
+            key = str(query.get("key") or text_key(question_of(query)))
+            again = key in seen
+            seen.add(key)
+            return Drop("same_key", "the same problem stood before") if again else None
+
+        return self._passing(rows, places, "distinct", seen_before)
 
     def _unsolved(self, rows: Dataset, places: list[int], spec: NotSolvedWithoutThinking) -> list[int]:
         completions = Completions(

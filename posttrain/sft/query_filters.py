@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from posttrain.data.funnel import Drop
 from posttrain.errors import PosttrainError
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import Share, Spec
 
 Query = Mapping[str, Any]
@@ -24,8 +25,9 @@ Query = Mapping[str, Any]
 class NotSolvedWithoutThinking(Spec):
     """Drop what a model answers correctly without chain of thought: nothing is learned from thinking about it."""
 
-    model: str = Field(
-        default="start", description="start, base, teacher, a stage, a model directory (./...) or a hub id"
+    model: str | EndpointSpec = Field(
+        default="start",
+        description="start, base, teacher, a stage, a model directory (./...), a hub id, or a served model",
     )
     samples: int = Field(default=1, ge=1, description="answers tried a query, without thinking")
     at_most: Share = Field(default=0.0, description="share of them that may be right for the query to stay")
@@ -50,6 +52,7 @@ class QueryFilters(Spec):
         default=False, description="drop queries whose verifier refuses their reference or accepts rubbish"
     )
     single_question: bool = Field(default=False, description="drop queries that ask several questions")
+    distinct: bool = Field(default=False, description="drop queries whose key stood before: each problem is asked once")
     not_solved_without_thinking: Annotated[NotSolvedWithoutThinking | None, BeforeValidator(_switch)] = Field(
         default=None, description="drop queries that a model answers without thinking"
     )

@@ -1,35 +1,28 @@
 """Rejection sampling: several answers a query from a model, the unfit dropped, a few of the rest kept.
 
 Who answers is a parameter (`sampler.Sampler`): the stage's own model for fusion, a reasoning teacher for the cold
-start, any teacher for distillation. Completions are written chunk by chunk, each from its own seed and complete or
-absent, so a killed build goes on after the last whole chunk and ends with the same completions.
+start, any teacher for distillation. How the answers are kept while they come is `completions.Completions`'.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from posttrain.data.funnel import Drop, Funnel, json_line
-from posttrain.model.artifacts import write_text
+from posttrain.data.funnel import Drop, Funnel
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import SamplingSpec, Spec
+from posttrain.sft.completions import CHUNK, Candidate, Completions
 from posttrain.sft.query_filters import Query, question_of
 from posttrain.sft.repetition import units
 from posttrain.sft.response_filters import Response, ResponseFilter, Surroundings
-from posttrain.sft.sampler import Sampler
+from posttrain.sft.routing import RoutedCompletions
 from posttrain.sft.samples import Sample, query_columns
-from posttrain.tasks.task import derive_seed
 from posttrain.templates.families import Mode
-
-CHUNK = 512  # completions written at a time
 
 
 class RejectionSampling(Spec):
@@ -39,10 +32,10 @@ class RejectionSampling(Spec):
 
     queries: str | None = Field(default=None, description="a name under `data:`")
     queries_of: str | None = Field(default=None, description="an earlier stage: the queries it trained on")
-    model: str = Field(
+    model: str | EndpointSpec = Field(
         default="start",
         alias="from",
-        description="start, base, teacher, a stage, a model directory (./...) or a hub id",
+        description="start, base, teacher, a stage, a model directory (./...), a hub id, or a served model",
     )
     samples: int = Field(default=4, ge=1, description="candidates a query (the report does not disclose its N)")
     keep: int = Field(default=1, ge=1, description="candidates kept a query, of those that pass the filters")
@@ -65,152 +58,6 @@ class RejectionSampling(Spec):
         if self.thinking_budget is not None and self.mode == "non_thinking":
             raise ValueError("a thinking_budget has no meaning in mode non_thinking")
         return self
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One completion of one query, as it is kept on disk.
-
-    Attributes:
-        query: the query's place among those asked.
-        message: the assistant's message, with `reasoning_content` where it thought.
-        truncated: it ran into `max_new_tokens`.
-        well_formed: its think block and tool calls are whole.
-        tokens: length of the completion; thinking_tokens: of its thinking.
-        closed_by: what ended the thinking ("natural", "budget", "eos"), or None.
-    """
-
-    query: int
-    message: dict[str, Any]
-    truncated: bool
-    well_formed: bool
-    tokens: int
-    thinking_tokens: int
-    closed_by: str | None
-
-    @property
-    def reasoning(self) -> str:
-        return str(self.message.get("reasoning_content") or "").strip()
-
-    @property
-    def content(self) -> str:
-        return str(self.message.get("content") or "").strip()
-
-
-def fingerprint(*facts: Any) -> str:
-    """A short mark of JSON-able facts: equal facts, equal mark."""
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{zlib.crc32(text.encode()):08x}-{len(text)}"
-
-
-class Completions:
-    """The completions of a list of queries, generated once and read as often as wanted.
-
-    Args:
-        queries: rows with `prompt` (messages).
-        open_sampler: gives the sampler; called once, and only if something is missing on disk.
-        directory: where the chunks lie.
-        made_with: what the completions depend on beyond queries, counts, mode and seed: the model's identity, its
-            sampling. Chunks made with anything else are generated anew.
-    """
-
-    def __init__(
-        self,
-        queries: Sequence[Query],
-        open_sampler: Callable[[], Sampler],
-        *,
-        directory: Path,
-        samples: int,
-        mode: Mode,
-        seed: int,
-        made_with: Any,
-        thinking_budget: int | None = None,
-        chunk: int = CHUNK,
-    ) -> None:
-        self.queries, self.samples, self.mode = queries, samples, mode
-        self._open, self._directory, self._seed = open_sampler, directory, seed
-        self._budget, self._made_with = thinking_budget, made_with
-        self._per_chunk = max(1, chunk // samples)  # queries
-
-    def __len__(self) -> int:
-        return len(self.queries) * self.samples
-
-    def generate(self, advance: Callable[[int], None] = lambda done: None) -> None:
-        """Generate what is missing. `advance` hears of every completion done, those found on disk included."""
-        sampler: Sampler | None = None
-        for number, first in enumerate(range(0, len(self.queries), self._per_chunk)):
-            rows = [self.queries[i] for i in range(first, min(first + self._per_chunk, len(self.queries)))]
-            path, mark = self._path(number), self._mark(number, rows)
-            if _mark_of(path) == mark:
-                advance(len(rows) * self.samples)
-                continue
-            if sampler is None:
-                sampler = self._open()
-            write_text(path, self._chunk(sampler, number, first, rows, mark, advance))
-
-    def _chunk(
-        self,
-        sampler: Sampler,
-        number: int,
-        first: int,
-        rows: Sequence[Query],
-        mark: str,
-        advance: Callable[[int], None],
-    ) -> str:
-        from posttrain.model.generation import Prompt
-
-        prompts = [
-            Prompt(list(row["prompt"]), mode=self.mode, thinking_budget=self._budget)
-            for row in rows
-            for _ in range(self.samples)
-        ]
-        seed = derive_seed(self._seed, number)
-        lines = [json.dumps({"made_with": mark, "seed": seed, "completions": len(prompts)})]
-        for place, completion in enumerate(sampler(prompts, seed=seed, progress=advance)):
-            row = {
-                "query": first + place // self.samples,
-                "message": completion.message.to_message(),
-                "truncated": completion.truncated,
-                "well_formed": completion.message.well_formed,
-                "tokens": len(completion.completion_ids),
-                "thinking_tokens": completion.thinking_tokens,
-                "closed_by": completion.closed_by,
-            }
-            lines.append(json_line(row))
-        return "\n".join(lines) + "\n"
-
-    def __iter__(self) -> Iterator[list[Candidate]]:
-        """The candidates of every query, in order. `generate` comes first."""
-        for number in range(-(-len(self.queries) // self._per_chunk)):
-            group: list[Candidate] = []
-            for line in self._path(number).read_text(encoding="utf-8").split("\n")[1:-1]:
-                candidate = Candidate(**json.loads(line))
-                if group and candidate.query != group[0].query:
-                    yield group
-                    group = []
-                group.append(candidate)
-            if group:
-                yield group
-
-    def _path(self, number: int) -> Path:
-        return self._directory / f"chunk-{number:05d}.jsonl"
-
-    def _mark(self, number: int, rows: Sequence[Query]) -> str:
-        asked = [[row["id"], row["prompt"]] for row in rows]
-        return fingerprint(self._made_with, self._seed, number, self.samples, self.mode, self._budget, asked)
-
-
-def _mark_of(path: Path) -> str | None:
-    """What a chunk was made with; None where it is not there, or not whole (the machine went down, not the process)."""
-    if not path.exists():
-        return None
-    with path.open(encoding="utf-8") as file:
-        try:
-            head = json.loads(file.readline())
-        except ValueError:
-            return None
-        written = sum(line.endswith("\n") for line in file)
-    return str(head["made_with"]) if written == head.get("completions") else None
 
 
 def unusable(candidate: Candidate, mode: Mode) -> Drop | None:
@@ -253,7 +100,7 @@ def why_drop(
 
 
 def select(
-    completions: Completions,
+    completions: Completions | RoutedCompletions,
     filters: Sequence[ResponseFilter],
     around: Surroundings,
     *,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, read_json
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.recipe.teacher import Teachers, each_teacher
 from posttrain.templates.families import Family, Mode, Sampling, get_family
 
 if TYPE_CHECKING:
@@ -30,22 +32,34 @@ class Sampler(Protocol):
     ) -> list[Completion]: ...
 
 
-def stage_named(reference: str) -> str | None:
-    """The stage that a model reference names; None for start, base, teacher, a directory or a hub id.
+@runtime_checkable
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that answers many prompts at once and hands the answers out as they come, each with its number.
+
+    It reads prompts (each with its own seed) as far as it has room, so they may be many.
+    """
+
+    def stream(self, asked: Iterable[tuple[Prompt, int]]) -> Iterator[tuple[int, Completion]]: ...
+
+
+def stage_named(reference: str | EndpointSpec) -> str | None:
+    """The stage that a model reference names; None for start, base, teacher, a directory, a hub id or a served model.
 
     What contains a slash, or begins with a dot or a tilde, is a directory or a hub id: a stage's name does neither.
     """
-    if reference in NAMED or "/" in reference or reference.startswith((".", "~")):
+    if isinstance(reference, EndpointSpec) or reference in NAMED:
         return None
-    return reference
+    return None if "/" in reference or reference.startswith((".", "~")) else reference
 
 
-def model_directory(context: StageContext, reference: str) -> Path:
-    """Where the model of a reference lies: an artefact of the run, a directory, or a hub id as it stands.
+def model_place(context: StageContext, reference: str | EndpointSpec) -> Path | EndpointSpec:
+    """Where the model of a reference is: an artefact of the run, a directory, a hub id as it stands, or a server.
 
     Raises:
         PosttrainError: `teacher`, and the stage has none.
     """
+    if isinstance(reference, EndpointSpec):
+        return reference
     if reference == "start":
         return context.start
     if reference == "base":
@@ -58,9 +72,36 @@ def model_directory(context: StageContext, reference: str) -> Path:
                     remedy="set `teacher:`",
                 )
             )
+        if isinstance(context.teacher, Teachers):
+            what = f"stage {context.name}: `teacher` means one model here, and the stage has several teachers"
+            raise PosttrainError(Problem(what, remedy="name the model itself"))
         return context.teacher
     stage = stage_named(reference)
     return Path(reference).expanduser() if stage is None else context.run.stage(stage).model
+
+
+def check_served(context: StageContext, references: Iterable[str | EndpointSpec]) -> None:
+    """See that every served model among these, the teachers included where one is asked, is up and is the one named.
+
+    Raises:
+        PosttrainError: all that are not.
+    """
+    from posttrain.model.endpoint import Endpoint
+
+    wanted: dict[EndpointSpec, str] = {}
+    for reference in references:
+        if isinstance(reference, EndpointSpec):
+            wanted.setdefault(reference, "the server")
+        elif reference == "teacher" and not isinstance(context.teacher, Path):
+            wanted |= {one: "the teacher" for _, one in each_teacher(context.teacher) if isinstance(one, EndpointSpec)}
+    problems: list[Problem] = []
+    for spec, who in wanted.items():
+        try:
+            Endpoint(spec, who=who).check()
+        except PosttrainError as error:
+            problems += error.problems
+    if problems:
+        raise PosttrainError(problems)
 
 
 def dialect(directory: Path, default: Family) -> Family:
@@ -73,8 +114,11 @@ def dialect(directory: Path, default: Family) -> Family:
     )
 
 
-def identity(directory: Path) -> Any:
-    """What tells one state of a model from another: its manifest's checksums, or its path where it has none."""
+def identity(directory: Path | EndpointSpec) -> Any:
+    """What tells one state of a model from another: its manifest's checksums, its path where it has none, or the name
+    under which it is served."""
+    if isinstance(directory, EndpointSpec):
+        return directory.identity()
     manifest = read_json(directory / MANIFEST) if directory.is_dir() else None
     return manifest["files"] if manifest else str(directory)
 
@@ -94,28 +138,37 @@ class Models:
 
     def sampler(
         self,
-        reference: str,
+        reference: str | EndpointSpec,
         *,
         max_new_tokens: int,
         batch_size: int,
         sampling: Mapping[Mode, Sampling] | None = None,
     ) -> Sampler:
-        """A generator over the model of a reference, on the accelerator where there is one.
+        """A generator over the model of a reference: here, on the accelerator where there is one, or a served one.
 
         Args:
+            batch_size: prompts at once; a served model's `concurrency` stands in its place.
             sampling: what differs from the family's own sampling, by mode.
 
         Raises:
             PosttrainError: there is no such model.
         """
+        place = model_place(self._context, reference)
+        if isinstance(place, EndpointSpec):
+            from posttrain.model.endpoint import Endpoint
+            from posttrain.model.served import ServedGenerator
+
+            teaches = reference == "teacher" or isinstance(self._context.teacher, Teachers)
+            server = Endpoint(place, who="the teacher" if teaches else "the server")
+            server.check()
+            return ServedGenerator(server, self._context.family, max_new_tokens=max_new_tokens, sampling=sampling)
         from posttrain.model.generation import Generator
 
-        directory = model_directory(self._context, reference)
-        if self._loaded is None or directory != self._directory:
+        if self._loaded is None or place != self._directory:
             self._loaded = None  # two large models may not fit
-            self._directory, self._loaded = directory, self._load(directory, reference)
+            self._directory, self._loaded = place, self._load(place, str(reference))
         model, tokenizer = self._loaded
-        family = dialect(directory, self._context.family)
+        family = dialect(place, self._context.family)
         return Generator(
             model, tokenizer, family, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling
         )
@@ -146,7 +199,7 @@ class Models:
 
 def open_sampler(
     context: StageContext,
-    reference: str,
+    reference: str | EndpointSpec,
     *,
     max_new_tokens: int,
     batch_size: int,

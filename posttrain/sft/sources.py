@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 from posttrain.data.funnel import Drop, Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import Spec
+from posttrain.recipe.teacher import Teachers
+from posttrain.sft.completions import Completions
 from posttrain.sft.queries import QuerySelector, chunk_directory, limited, made_with, query_rows
 from posttrain.sft.query_filters import QueryFilters
 from posttrain.sft.rejection_sampling import (
-    Completions,
     RejectionSampling,
     response_of,
     select,
@@ -25,6 +27,7 @@ from posttrain.sft.rejection_sampling import (
 )
 from posttrain.sft.reserved import data_behind, method_of, open_reserved
 from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
+from posttrain.sft.routing import RoutedCompletions, by_teacher
 from posttrain.sft.rows import iterate
 from posttrain.sft.sampler import Models, sampling_of
 from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
@@ -71,7 +74,8 @@ class SampleSource(Spec):
         made = self.rejection_sampling
         if made is None:
             return f"{self.data}" + (f" ({self.mode})" if self.mode else "")
-        return f"{made.queries or f'queries of {made.queries_of}'} answered by {made.model} ({made.mode})"
+        who = made.model if isinstance(made.model, str) else made.model.model
+        return f"{made.queries or f'queries of {made.queries_of}'} answered by {who} ({made.mode})"
 
 
 class Filters(Spec):
@@ -191,20 +195,35 @@ class Collector:
         first = self._asked.setdefault((spec.queries, spec.queries_of, spec.limit), number)
         return self._seed("queries", first)
 
-    def _completions(self, queries: Dataset, spec: RejectionSampling, number: int) -> Completions:
+    def _completions(self, queries: Dataset, spec: RejectionSampling, number: int) -> Completions | RoutedCompletions:
+        teachers = self.context.teacher
+        if spec.model != "teacher" or not isinstance(teachers, Teachers):
+            return self._asked_of(spec.model, queries, spec, number, "responses")
+        own = by_teacher(teachers, queries, spec.queries, self.context.name)
+        return RoutedCompletions(
+            queries,
+            [
+                (places, self._asked_of(teacher, queries.select(places), spec, number, f"responses-{place}"))
+                for place, (teacher, places) in enumerate(own.items())
+            ],
+        )
+
+    def _asked_of(
+        self, model: str | EndpointSpec, queries: Dataset, spec: RejectionSampling, number: int, folder: str
+    ) -> Completions:
         return Completions(
             queries,
             lambda: self.models.sampler(
-                spec.model,
+                model,
                 max_new_tokens=spec.max_new_tokens,
                 batch_size=spec.batch_size,
                 sampling=sampling_of({spec.mode: spec.sampling}) if spec.sampling else None,
             ),
-            directory=chunk_directory(self.context, number, "responses"),
+            directory=chunk_directory(self.context, number, folder),
             samples=spec.samples,
             mode=spec.mode,
             seed=self._seed("rejection sampling", number),
-            made_with=made_with(self.context, spec.model, spec.max_new_tokens, spec.sampling),
+            made_with=made_with(self.context, model, spec.max_new_tokens, spec.sampling),
             thinking_budget=spec.thinking_budget,
             chunk=spec.chunk,
         )

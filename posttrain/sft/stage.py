@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import is_complete
 from posttrain.recipe.stage import Fault, Stage
 from posttrain.sft.fusion import MODES, Fusion
-from posttrain.sft.sampler import stage_named
+from posttrain.sft.sampler import check_served, stage_named
 from posttrain.sft.sources import Filters, SampleSource
 from posttrain.templates.families import Family, Kind, Mode, get_family
 
@@ -156,6 +157,12 @@ class SftStage(Stage):
                     "answers are asked of the teacher, and the stage has none",
                     remedy="set `teacher:`",
                 )
+
+    def check_outside(self, context: StageContext) -> None:
+        if not is_complete(context.dir.data):
+            asked = [source.rejection_sampling.model for source in self.samples if source.rejection_sampling]
+            solved = self.filters.queries.not_solved_without_thinking
+            check_served(context, [*asked, *([solved.model] if solved else [])])
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         """Sources, filters, mix, fusion, tokens: into data/train, with samples.jsonl, queries.parquet and the funnel.

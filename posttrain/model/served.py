@@ -1,0 +1,207 @@
+"""Answers of a served model, as `generation.Generator` gives those of a model here.
+
+The server renders the conversation and decodes; the mode goes to its template as `enable_thinking`, a thinking budget
+as `thinking_budget`, which `posttrain serve` obeys. A server with a reasoning parser hands the thinking out apart from
+the answer: both are put together again and read by our own parser, so what is malformed is noticed either way.
+
+No seed is sent: a server batches requests as they come, so a seed would not make it repeat itself, and vLLM leaves its
+fast sampling kernels for requests that bring one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.model.endpoint import Endpoint, Reply
+from posttrain.model.generation import Completion, Prompt, seed_of
+from posttrain.templates.families import Family, Mode, Sampling
+from posttrain.templates.parse import ToolCall, parse
+from posttrain.templates.render import last_flag
+
+log = logging.getLogger("posttrain")
+
+TOO_LONG = ("context length", "max_tokens", "max_model_len", "too long")
+"""What servers say of a request that is refused because prompt and answer do not fit in the model's positions."""
+
+
+@dataclass(frozen=True)
+class ServedCompletion(Completion):
+    """A completion of a served model. Token ids are there where the server gives them (vLLM), else empty.
+
+    Attributes:
+        counted: the server's own count of the completion's tokens.
+    """
+
+    counted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.counted
+
+
+class ServedGenerator:
+    """Completes prompts with a served model.
+
+    Args:
+        endpoint: the model.
+        family: its dialect; parses what it says.
+        max_new_tokens: per completion.
+        sampling: replaces the family's sampling of the modes it names.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        family: Family,
+        *,
+        max_new_tokens: int,
+        sampling: Mapping[Mode, Sampling] | None = None,
+    ) -> None:
+        self._endpoint, self._family, self._max_new_tokens = endpoint, family, max_new_tokens
+        self._sampling = {**family.sampling, **(sampling or {})}
+        self._too_long = 0
+
+    def __call__(
+        self, prompts: Sequence[Prompt], *, seed: int, progress: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """One completion per prompt, in order. `seed` is not sent.
+
+        Raises:
+            PosttrainError: the server failed for good, refuses, or ignores what is asked.
+        """
+        done: dict[int, Completion] = {}
+        for place, completion in self.stream((prompt, seed_of(seed, at)) for at, prompt in enumerate(prompts)):
+            done[place] = completion
+            if progress:
+                progress(1)
+        return [done[place] for place in range(len(prompts))]
+
+    def stream(self, asked: Iterable[tuple[Prompt, int]]) -> Iterator[tuple[int, Completion]]:
+        """Completions as they come, each with the number of its prompt."""
+        waiting: dict[int, Prompt] = {}
+
+        def bodies() -> Iterator[dict[str, Any]]:
+            for number, (prompt, _) in enumerate(asked):
+                waiting[number] = prompt
+                yield self._body(prompt)
+
+        for reply in self._endpoint.ask("chat/completions", bodies()):
+            yield reply.place, self._completion(waiting.pop(reply.place), reply)
+        if self._too_long:
+            what = "%d prompts were refused: with max_new_tokens (%d) they do not fit in the positions of %s"
+            log.warning(what, self._too_long, self._max_new_tokens, self._endpoint.who)
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        sampling = self._sampling[prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode]
+        body: dict[str, Any] = {
+            "messages": [_message(message) for message in prompt.messages],
+            "max_tokens": self._max_new_tokens,
+            "return_token_ids": True,
+            **{key: value for key, value in dataclasses.asdict(sampling).items() if value or key == "temperature"},
+        }
+        if prompt.mode is not None and len(self._family.modes) > 1:
+            body["chat_template_kwargs"] = {"enable_thinking": prompt.mode == "thinking"}
+        if _limited(prompt):
+            body["thinking_budget"] = prompt.thinking_budget
+        if prompt.tools:
+            body["tools"] = prompt.tools
+        return body
+
+    def _completion(self, prompt: Prompt, reply: Reply) -> Completion:
+        if reply.refused:
+            return self._refused(prompt, reply.refused)
+        (choice,) = reply.body["choices"]
+        said = choice["message"]
+        text, prefilled = self._text(prompt, said)
+        message = parse(text, self._family, prefilled=prefilled)
+        if said.get("tool_calls"):
+            message = dataclasses.replace(message, tool_calls=tuple(map(_tool_call, said["tool_calls"])))
+        thinking = choice.get("thinking") or {}  # what `posttrain serve` says of it
+        if _limited(prompt) and not thinking:
+            raise PosttrainError(
+                Problem(
+                    f"{self._endpoint.who} at {self._endpoint.spec.endpoint} ignores thinking budgets",
+                    why="answers would be longer than asked for, and nobody would know",
+                    remedy="serve the model with `posttrain serve`, or ask for no `thinking_budget`",
+                )
+            )
+        usage = reply.body.get("usage") or {}
+        details = usage.get("completion_tokens_details") or {}
+        ids = list(choice.get("token_ids") or [])
+        counted = int(usage.get("completion_tokens") or len(ids))
+        return ServedCompletion(
+            prompt_ids=list(reply.body.get("prompt_token_ids") or []),
+            completion_ids=ids,
+            forced=[False] * len(ids),  # which ones were is not told; who trains on ids of a server asks for no budget
+            text=text,
+            message=message,
+            prefilled=prefilled,
+            mode=prompt.mode,
+            thinking_budget=prompt.thinking_budget,
+            thinking_tokens=int(thinking.get("tokens") or details.get("reasoning_tokens") or 0),
+            closed_by=thinking.get("closed_by") or ("natural" if message.closed and message.reasoning else None),
+            truncated=choice.get("finish_reason") not in ("stop", "tool_calls"),
+            counted=counted,
+        )
+
+    def _text(self, prompt: Prompt, said: Mapping[str, Any]) -> tuple[str, str]:
+        """The completion's text, and what the generation prompt before it wrote of the think block."""
+        family = self._family
+        content = str(said.get("content") or "")
+        reasoning = said.get("reasoning") or said.get("reasoning_content")
+        if reasoning:
+            close = f"\n{family.think_close}\n\n" if content or said.get("tool_calls") else ""
+            return f"{family.think_open}\n{reasoning.strip()}{close}{content.lstrip()}", ""
+        if content.lstrip().startswith(family.think_open):
+            return content, ""
+        thought, closed, _ = content.partition(family.think_close)
+        if closed and family.think_open not in thought:
+            return content, f"{family.think_open}\n"  # the server's template opened the block, ours may not
+        return content, family.prefill[prompt.mode or family.default_mode]
+
+    def _refused(self, prompt: Prompt, reason: str) -> Completion:
+        """A prompt that the server refuses because of its length is one that could not be finished; else an error."""
+        if not any(mark in reason for mark in TOO_LONG):
+            what = f"{self._endpoint.who} at {self._endpoint.spec.endpoint} refuses what it is asked: {reason}"
+            raise PosttrainError(Problem(what, remedy="see what it was started with, and what the stage asks for"))
+        self._too_long += 1
+        return ServedCompletion(
+            prompt_ids=[],
+            completion_ids=[],
+            forced=[],
+            text="",
+            message=parse("", self._family),
+            prefilled="",
+            mode=prompt.mode,
+            thinking_budget=prompt.thinking_budget,
+            thinking_tokens=0,
+            closed_by=None,
+            truncated=True,
+        )
+
+
+def _limited(prompt: Prompt) -> bool:
+    return prompt.thinking_budget is not None and prompt.thinking_budget >= 0
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as servers take it: reasoning under both of its names."""
+    sent = {key: value for key, value in message.items() if value is not None}
+    return sent | {"reasoning": sent["reasoning_content"]} if "reasoning_content" in sent else sent
+
+
+def _tool_call(call: Mapping[str, Any]) -> ToolCall:
+    import json
+
+    function = call.get("function") or {}
+    written = str(function.get("arguments") or "")
+    try:
+        arguments = json.loads(written)
+    except ValueError:
+        arguments = written
+    return ToolCall(str(function.get("name") or ""), arguments if isinstance(arguments, dict) else written)

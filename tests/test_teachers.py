@@ -1,0 +1,138 @@
+"""Teachers of a recipe: one, served, or several by data set and task; who answers what; what is checked first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.recipe.fingerprint import recipe_fingerprint
+from posttrain.recipe.load import load_recipe
+from posttrain.recipe.schema import Recipe
+from posttrain.recipe.teacher import Teachers, in_words
+from posttrain.run.context import context_of
+from posttrain.run.pipeline import run_recipe
+from posttrain.run.prepare import prepare
+from tests.scripted_server import said, scripted
+
+RECIPE = """
+name: family
+model:
+  architecture: Qwen3ForCausalLM
+  config: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 1, num_key_value_heads: 1, head_dim: 32, intermediate_size: 32}}
+  tokenizer: {{train_on: [sums], vocab_size: 320}}
+data:
+  sums: {{task: arithmetic, size: 40, options: {{steps: {{1: 1}}}}, reserve: 4, decontaminate: key}}
+  rows: {{path: rows.jsonl, verifier: exact, decontaminate: "off"}}
+evaluation: {{data: [sums], max_new_tokens: 8, think_follow: {{dialogues: 0}}}}
+engine: {{cpu: true, threads: 1}}
+stages:
+  student:
+    kind: off_policy_distillation
+    teacher: {teacher}
+    queries: {{from: [sums, rows]}}
+    keep: all
+    distinct: true
+    flags: false
+    modes: {{non_thinking: 1}}
+    train: {{max_steps: 1, per_device_train_batch_size: 4}}
+"""  # noqa: E501
+
+
+def written(tmp_path: Path, teacher: Any) -> Path:
+    rows = [{"prompt": f"Say {word}", "answer": word, "key": word} for word in ("one", "two", "three")]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(teacher=json.dumps(teacher)))
+    return path
+
+
+def loaded(tmp_path: Path, teacher: Any) -> Recipe:
+    return load_recipe(written(tmp_path, teacher)).recipe
+
+
+SERVED = {"endpoint": "http://127.0.0.1:8000/v1", "model": "qwen3-32b"}
+
+
+def test_one_line_chooses_the_teacher(tmp_path: Path) -> None:
+    for teacher in ("Qwen/Qwen3-32B", SERVED, {"by_data": {"rows": "Qwen/Qwen3-8B"}, "default": SERVED}):
+        stage = loaded(tmp_path, teacher).stages["student"]
+        assert stage.teacher is not None
+    assert isinstance(stage.teacher, Teachers) and isinstance(stage.teacher.default, EndpointSpec)
+    assert in_words(stage.teacher) == "Qwen/Qwen3-8B for rows, qwen3-32b (served) for the rest"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said_of_it"),
+    [
+        ({"endpoint": "localhost:8000", "model": "m"}, "no address of a server"),
+        ({"endpoint": "http://h/v1"}, "`stages.student.teacher.model` is missing"),
+        ({**SERVED, "concurency": 4}, "did you mean `concurrency`?"),
+        ({**SERVED, "tokenizer": "./nowhere"}, "nowhere does not exist"),
+        ({"by_data": {"sum": SERVED}}, "did you mean `sums`?"),
+        ({"by_task": {"exact": "./gone"}, "default": SERVED}, "gone does not exist"),
+        ({}, "a distillation stage has no teacher"),
+        ({"by_task": {"exact": "studnt"}, "default": SERVED}, "neither a path nor a hub id nor a stage"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_told_with_its_line(tmp_path: Path, teacher: Any, said_of_it: str) -> None:
+    with pytest.raises(PosttrainError) as error:
+        loaded(tmp_path, teacher)
+    assert said_of_it in str(error.value) and "recipe.yaml:15" in str(error.value)
+
+
+def test_where_a_model_is_served_changes_no_result(tmp_path: Path) -> None:
+    def fingerprint(teacher: Any) -> Any:
+        return recipe_fingerprint(loaded(tmp_path, teacher), "student")
+
+    moved = {**SERVED, "endpoint": "https://elsewhere/v1", "concurrency": 9, "api_key_env": "KEY", "patience": 1}
+    assert fingerprint(SERVED) == fingerprint(moved) != fingerprint({**SERVED, "model": "qwen3-8b"})
+
+
+def test_a_querys_teacher_is_its_data_sets_else_its_tasks_else_the_default() -> None:
+    teachers = Teachers(by_data={"rows": "a"}, by_task={"exact": "b", "math": "c"}, default="d")
+    assert [teachers.of("rows", "exact"), teachers.of(None, "exact"), teachers.of("x", "other")] == ["a", "b", "d"]
+
+
+def test_every_query_is_asked_of_its_own_teacher(tmp_path: Path) -> None:
+    with scripted(lambda path, body: said("of the first")) as first, scripted(lambda path, body: said("2nd")) as second:
+        first.models, second.models = ["big"], ["small"]
+        by_task = {"exact": {"endpoint": second.url, "model": "small"}}
+        recipe = loaded(tmp_path, {"by_task": by_task, "default": {"endpoint": first.url, "model": "big"}})
+        run = RunDir(tmp_path / "run")
+        prepare(recipe, run, tmp_path, quiet=True)
+        context = context_of(recipe, run, "student", quiet=True)
+        stage = recipe.stages["student"]
+        stage.check_outside(context)
+        stage.build_data(context)
+        first.models = []
+        with pytest.raises(PosttrainError, match="has no model `big`"):
+            stage.check_outside(context)
+    assert {body["messages"][0]["content"] for _, body, _ in second.asked} == {"Say one", "Say two", "Say three"}
+    assert {body["model"] for _, body, _ in second.asked} == {"small"}
+    assert len(first.asked) == len({json.dumps(body["messages"]) for _, body, _ in first.asked}) > 20
+    rows = [json.loads(line) for line in (context.dir.data / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        says = row["messages"][-1]["content"]
+        assert says == ("2nd" if row["messages"][0]["content"].startswith("Say") else "of the first")
+
+
+def test_a_query_without_a_teacher_is_told_before_any_is_asked(tmp_path: Path) -> None:
+    with scripted(lambda path, body: said("x")) as it:
+        recipe = loaded(tmp_path, {"by_task": {"arithmetic": {"endpoint": it.url, "model": "teacher"}}})
+        run = RunDir(tmp_path / "run")
+        prepare(recipe, run, tmp_path, quiet=True)
+        with pytest.raises(PosttrainError, match="3 of task `exact`"):
+            recipe.stages["student"].build_data(context_of(recipe, run, "student", quiet=True))
+
+
+def test_a_run_whose_teacher_is_down_begins_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, {"endpoint": "http://127.0.0.1:9", "model": "big"})
+    with pytest.raises(PosttrainError, match=r"the teacher at http://127.0.0.1:9/v1 is not reachable"):
+        run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "stages" / "student" / "started.json").exists()
