@@ -91,7 +91,7 @@ _PROBES = (
 def match_vocabulary(student: Any, teacher: Any, entries: int) -> None:
     """Give the teacher as many vocabulary rows as the student has, where the two differ in padding alone.
 
-    The student stays as it is. Rows that are added to the teacher are never read: see `without_padding`.
+    The student stays as it is. Rows that are added to the teacher are never read: a divergence stops at `entries`.
 
     Args:
         entries: of the tokenizer that both share.

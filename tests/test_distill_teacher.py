@@ -9,7 +9,6 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from posttrain.distill.padding import without_padding
 from posttrain.distill.teacher import check_tokenizers, load_teacher, match_vocabulary
 from posttrain.errors import PosttrainError
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
@@ -104,20 +103,3 @@ def test_a_teacher_padded_otherwise_is_matched_and_answers_as_before(policy: Pat
 def test_fewer_rows_than_entries_are_refused(policy: Path) -> None:
     with pytest.raises(PosttrainError, match="the teacher's vocabulary has 320 rows, its tokenizer 330 entries"):
         match_vocabulary(load_model(policy), resized(policy, 320), len(load_tokenizer(policy)))
-
-
-def test_padding_has_no_probability_within_and_all_of_it_outside(policy: Path) -> None:
-    model = load_model(policy)
-    rows = model.config.vocab_size
-    hidden = torch.randn(5, 32)
-    with without_padding(model, 330):
-        head = model.get_output_embeddings()
-        probability = (hidden @ head.weight.T + head.bias).softmax(-1)
-        assert head.weight is model.lm_head.weight  # the parameter itself: what shards it can gather it
-    assert (probability[:, 330:] == 0).all()
-    expected = (hidden @ model.lm_head.weight[:330].T).softmax(-1)
-    torch.testing.assert_close(probability[:, :330], expected)
-    assert model.get_output_embeddings() is model.lm_head
-    assert rows > 330
-    with without_padding(model, rows):
-        assert model.get_output_embeddings() is model.lm_head
