@@ -145,4 +145,4 @@ def _pass_on(
 
 
 def _within(ids: Tensor, columns: slice) -> Tensor:
-    return (ids >= columns.start) & (ids < columns.stop)
+    return torch.logical_and(ids >= columns.start, ids < columns.stop)

@@ -107,7 +107,7 @@ def _fused(
         return (total if second is None else total + second.sum() * weights[1]), tiles
 
     head = student.head
-    return Divergence(*_Fused.apply(student.hidden, head.weight, head.bias, run))
+    return Divergence(*_Fused.apply(student.hidden, head.weight, head.bias, run))  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):

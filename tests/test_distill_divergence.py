@@ -1,4 +1,4 @@
-"""The divergences: equal to the plain formula, never negative, made in tiles, and TRL's loss curve where it is TRL's."""
+"""The divergences: equal to the plain formula, never negative, made in tiles; TRL's loss curve where it is TRL's."""
 
 from __future__ import annotations
 
@@ -60,14 +60,15 @@ def top_of(logs: Tensor, k: int) -> TopK:
 
 def plain(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
     """The formula, over the last dimension, from logarithms of probabilities. 0 log 0 is 0."""
-    p, q = student.exp(), teacher.exp()
+    p, q, of = student.exp(), teacher.exp(), torch.special.xlogy
     if beta == 0.0:
-        return (torch.special.xlogy(q, q) - q * student.clamp(min=-1e9)).sum(-1)
-    if beta == 1.0:
-        return (torch.special.xlogy(p, p) - p * teacher.clamp(min=-1e9)).sum(-1)
-    m = (1 - beta) * p + beta * q
-    of = torch.special.xlogy
-    return (beta * (of(q, q) - of(q, m)) + (1 - beta) * (of(p, p) - of(p, m))).sum(-1)
+        terms = of(q, q) - q * student.clamp(min=-1e9)
+    elif beta == 1.0:
+        terms = of(p, p) - p * teacher.clamp(min=-1e9)
+    else:
+        m = (1 - beta) * p + beta * q
+        terms = beta * (of(q, q) - of(q, m)) + (1 - beta) * (of(p, p) - of(p, m))
+    return torch.sum(terms, -1)
 
 
 def merged(logs: Tensor, ids: Tensor) -> Tensor:
@@ -126,11 +127,16 @@ def test_the_gradient_is_the_slope(beta: float) -> None:
     """By finite differences, along one direction through all inputs at once: no formula but the divergence itself."""
     given = Models(seed=1)
     top, step = given.top(4, 1.0), 1e-6
-    for run in (
-        lambda at: divergence(at.student, at.teacher, entries=ENTRIES, beta=beta),
-        lambda at: top_k_divergence(at.student, top, entries=ENTRIES, beta=beta, labels=at.labels, weights=(1.0, 0.5)),
-    ):
-        gradients = torch.autograd.grad(run(given).total, given.inputs)
+
+    def in_full(at: Models) -> Tensor:
+        return divergence(at.student, at.teacher, entries=ENTRIES, beta=beta).total
+
+    def on_buckets(at: Models) -> Tensor:
+        options: Any = {"labels": at.labels, "weights": (1.0, 0.5)}
+        return top_k_divergence(at.student, top, entries=ENTRIES, beta=beta, **options).total
+
+    for run in (in_full, on_buckets):
+        gradients = torch.autograd.grad(run(given), given.inputs)
         ways = [
             torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)).double() for tensor in given.inputs
         ]
@@ -140,7 +146,7 @@ def test_the_gradient_is_the_slope(beta: float) -> None:
             with torch.no_grad():
                 for tensor, way in zip(moved.inputs, ways, strict=True):
                     tensor += sign * step * way
-            ends.append(run(moved).total.item())
+            ends.append(run(moved).item())
         slope = (ends[0] - ends[1]) / (2 * step)
         expected = sum((gradient * way).sum().item() for gradient, way in zip(gradients, ways, strict=True))
         assert slope == pytest.approx(expected, rel=1e-6)
@@ -167,7 +173,7 @@ def test_buckets_are_never_negative_and_never_above_the_full_vocabulary(
     hidden = ours.requires_grad_()  # logits by a head that changes nothing
     found = top_k_divergence(Projection(hidden, Head(torch.eye(ENTRIES))), teacher, entries=ENTRIES, beta=beta)
     full = divergence(Projection(ours, Head(torch.eye(ENTRIES))), Logits(theirs), entries=ENTRIES, beta=beta)
-    found.total.backward()
+    found.total.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None and hidden.grad.isfinite().all() and found.total.isfinite()
     assert (found.per_token >= 0).all() and found.total >= 0
     if not rounded:
@@ -188,7 +194,7 @@ def test_before_rounding_the_formula_on_buckets_is_not_negative_either() -> None
         assert bucket_divergence(known, known, beta).abs().max() < 1e-13
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most elements that any tensor had that an operation gave."""
 
     elements = 0
@@ -208,13 +214,13 @@ def test_logits_never_stand_for_all_tokens(beta: float, monkeypatch: pytest.Monk
     tokens, entries = 256, 4000
     hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(entries, 8, requires_grad=True)
     student = Projection(hidden, Head(weight))
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         divergence(
             student, Projection(hidden.detach(), Head(weight.detach())), entries=entries, beta=beta
-        ).total.backward()
+        ).total.backward()  # type: ignore[no-untyped-call]
         ids = torch.arange(8).expand(tokens, 8)
         top = TopK(ids, torch.full((tokens, 8), -3.0), torch.full((tokens,), -1.0))
-        top_k_divergence(student, top, entries=entries, beta=beta).total.backward()
+        top_k_divergence(student, top, entries=entries, beta=beta).total.backward()  # type: ignore[no-untyped-call]
     assert weight.numel() <= largest.elements <= (1 << 20) / 4 < tokens * entries / 3
 
 
@@ -222,16 +228,16 @@ def test_no_token_at_all_is_no_divergence() -> None:
     given = Models()
     none = Projection(given.hidden[:0], given.student.head)
     found = divergence(none, Projection(given.teacher.hidden[:0], given.teacher.head), entries=ENTRIES, beta=1.0)
-    found.total.backward()
+    found.total.backward()  # type: ignore[no-untyped-call]
     assert found.total == 0 and given.weight.grad is not None and (given.weight.grad == 0).all()
 
 
 def test_a_gradient_is_used_once() -> None:
     given = Models()
     total = divergence(given.student, given.teacher, entries=ENTRIES, beta=1.0).total
-    total.backward(retain_graph=True)
+    total.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="is used up"):
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -266,7 +272,7 @@ def test_the_loss_curve_is_trls(beta: float, temperature: float) -> None:
                     temperature=temperature,
                 )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             curve.append(loss.item())
         curves.append(curve)
