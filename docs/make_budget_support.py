@@ -77,21 +77,26 @@ def page() -> str:
             *speed_rows(speed),
             "",
         ]
-        if "share" in speed:
-            lines += [
-                "## Decoding",
-                "",
-                "`python benchmarks/budget_speed.py --engine`: output tokens a second under V1.",
-                "",
-                "| batch | no budget | ours | native | ours / none |",
-                "|---|---|---|---|---|",
-            ]
-            by = speed["tokens_per_second"]
-            for batch, share in speed["share"].items():
-                lines.append(
-                    f"| {batch} | {by['none'][batch]} | {by['ours'][batch]} | {by['native'][batch]} | {share} |"
-                )
-            lines.append("")
+    if decoding := results("budget_decoding"):
+        lines += [
+            "## Decoding",
+            "",
+            "`python benchmarks/budget_decoding.py`: CPU milliseconds of a decoding step of vLLM 0.32.0 (V1, a tiny",
+            "model), medians over turns of engines that are alive at the same time. *Left* is 1 less the budget's own",
+            "part, measured inside the same steps. *Share* is the step without a budget divided by the step with one,",
+            "of different processes; noise is the same division for two halves of the turns without one. On",
+            f"{decoding['date']}.",
+            "",
+            "| batch | tokens before | none | ours | native | left, ours | left, native | share, ours | noise |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for cell in decoding["cells"]:
+            ms, left = cell["ms"], cell["within"]
+            lines.append(
+                f"| {cell['batch']} | {cell['length']} | {ms['none']} | {ms['ours']} | {ms.get('native', '')} "
+                f"| **{left['ours']}** | {left.get('native', '')} | {cell['share']['ours']} | {cell['noise']} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -158,7 +158,8 @@ def test_v1_keeps_every_budget_in_a_batch_that_changes(seed: int) -> None:
     preempted = runner.run_v1(rows, requests, sampler_of(words, seed), ends_of(words), seats=16, seed=seed)
     assert preempted > 20 and all(request.done for request in requests)
     assert wrong(requests, words) == []
-    assert not rows._rows  # nothing is left of who went
+    left = (rows._rows, rows._awake, rows._asleep, rows._stopped, rows._queues, rows._settled, rows._wakes)
+    assert not any(left) and rows._length == 0  # nothing is left of who went
 
 
 @pytest.mark.parametrize("drafts", [0, 3])
@@ -170,6 +171,32 @@ def test_v2_keeps_every_budget_with_preemption_and_drafts(seed: int, drafts: int
     rows = V2Rows(config(16, drafts=drafts), model_of(words), slots)
     accepted = runner.run_v2(rows, slots, requests, sampler_of(words, seed), ends_of(words), seed=seed, drafts=drafts)
     assert all(request.done for request in requests) and (accepted > 100) == bool(drafts)
+    assert wrong(requests, words) == []
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_rows_that_were_stopped_go_on_for_long_beside_those_that_are_not(second: bool) -> None:
+    words = WORDS
+    requests = requests_of(words, 40, 0)
+    for at, request in enumerate(requests):
+        request.params.max_tokens = 250
+        request.params.extra_args = {"thinking_budget": 5 * at, "thinking_stop_text": STOPS[at % 3]}
+    bias = {words.get_vocab()[word]: -1e9 for word in ("<|im_end|>", "<|endoftext|>", "</think>")}
+    sampler = runner.Sampler(len(words), 0, bias)
+    if second:
+        slots = runner.Slots(16, 400, len(words))
+        rows = V2Rows(config(16), model_of(words), slots)
+        runner.run_v2(rows, slots, requests, sampler, ends_of(words), seed=0, drafts=0)
+    else:
+        runner.run_v1(
+            V1Rows(config(16), model_of(words), torch.device("cpu")),
+            requests,
+            sampler,
+            ends_of(words),
+            seats=16,
+            seed=0,
+        )
+    assert all(len(request.output) == 250 for request in requests)
     assert wrong(requests, words) == []
 
 

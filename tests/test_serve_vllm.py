@@ -338,6 +338,27 @@ def test_a_client_that_hangs_up_harms_nobody(server: Server) -> None:
     assert (status, thinking_of("chat", answer)) == (200, (5, "budget"))
 
 
+def test_two_api_servers_count_together(tmp_path: Path) -> None:
+    """Each is a process of its own, and vLLM hands connections to either."""
+    budgets = list(range(1, 25))
+    with serving(tmp_path, "--api-server-count", "2", "--thinking-ceiling", "20") as running:
+
+        def ask(budget: int) -> tuple[int, str | None]:
+            return thinking_of("chat", running.post(PATHS["chat"], asked("chat", thinking_budget=budget))[1])
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, budgets)) == [(min(budget, 20), "budget") for budget in budgets]
+        status, answer = running.post(PATHS["chat"], asked("chat", thinking_buget=10))
+        assert (status, answer["error"]["param"]) == (400, "thinking_buget")
+        metrics = running.get("/metrics")
+    for name, expected in (
+        ("posttrain:thinking_budget_completions_total", 24),
+        ("posttrain:thinking_tokens_total", sum(range(1, 21)) + 4 * 20),
+        ("posttrain:thinking_requests_refused_total", 1), ("posttrain:thinking_budget_unenforced_total", 0),
+    ):  # fmt: skip
+        assert sum(lines(metrics, name).values()) == expected, name
+
+
 def lines(metrics: str, start: str) -> dict[str, float]:
     found = (line.rpartition(" ") for line in metrics.splitlines() if line.startswith(start))
     return {name: float(value) for name, _, value in found}

@@ -1,0 +1,245 @@
+"""What a thinking budget costs a real engine: decoding with one on every request, with none, and with the native one.
+
+    python benchmarks/budget_decoding.py
+    python benchmarks/budget_decoding.py --batches 1,16 --lengths 1024 --turns 5 --kinds none,ours
+
+Three engines (V1, a tiny fp32 model with random weights) are alive at the same time and take turns, so that what else
+the machine does falls on all of them alike: one without a processor, one with ours and a budget on every request that
+is never reached, one with vLLM's own budget. Each turn decodes some tokens after a prompt of the given length that
+ends inside thinking; the prompt is in the prefix cache. Only steps in which every row decodes one token are counted.
+
+Unit: CPU milliseconds that the worker's thread spends on a step, forward pass, scores and sampling together, the median
+over the steps of all turns. (On a machine that others use, wall-clock time says more about them.) Two figures say what
+a budget leaves of the throughput:
+
+    within    1 less the budget's own part of each step, measured inside the step, so the machine's noise is in both. It
+              holds whatever vLLM calls on the processor; what vLLM does for having one at all is not in it.
+    share     the step without a budget divided by the step with one, of different processes. It holds everything, and
+              is worth as much as `noise` says: the same division for the even and the odd turns without a budget.
+
+The model is so small that a step takes two milliseconds at batch 1; with a model of use every share is nearer to 1. The
+last line is JSON: `ours` is the lowest `within`, `theirs` the native budget's. Cells are added to
+docs/results/budget_decoding.json as they are measured, in the place of earlier ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "budget_decoding.json"
+TARGET = 0.99
+PROCESSOR = "posttrain.budget.vllm:ThinkingBudgetLogitsProcessor"
+SETTLING = 2  # steps of a turn that are not counted
+SECONDS = 1.0  # CPU time that a turn of a cell may take, roughly: longer steps are fewer
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "ours": {"logits_processors": [PROCESSOR]},
+    "native": {"reasoning_config": {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}},
+}
+BUDGET: dict[str, dict[str, Any]] = {
+    "none": {}, "ours": {"extra_args": {"thinking_budget": 10**6}}, "native": {"thinking_token_budget": 10**6},
+}  # fmt: skip
+
+
+def watch(worker: Any) -> None:
+    """In the worker: note requests, tokens, CPU seconds and those of the budget at each step."""
+    runner = getattr(worker, "worker", worker).model_runner
+    batch = runner.input_batch
+    runner.noted, timed = [], [0.0, 0.0]  # seconds of the step, of the budget
+
+    def time_calls(owner: Any, names: Sequence[str], place: int) -> None:
+        for name in filter(functools.partial(hasattr, owner), names):
+            setattr(owner, name, timed_call(getattr(owner, name), place))
+
+    def timed_call(call: Any, place: int) -> Any:
+        def timed_(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                timed[place] += time.thread_time() - began
+
+        return timed_
+
+    time_calls(runner, ("execute_model", "sample_tokens"), 0)
+    ours = [each for each in batch.logitsprocs.all if type(each).__name__ == PROCESSOR.partition(":")[2]]
+    for budget in filter(None, [*ours, batch.thinking_budget_state_holder]):
+        time_calls(budget, ("update_state", "sync_batch", "apply", "apply_to_logits"), 1)
+    execute, sample = runner.execute_model, runner.sample_tokens
+
+    def execute_model(scheduled: Any, *rest: Any) -> Any:
+        counts = scheduled.num_scheduled_tokens
+        timed[:] = 0.0, 0.0
+        runner.noted.append([len(counts), sum(counts.values())])
+        return execute(scheduled, *rest)
+
+    def sample_tokens(*rest: Any) -> Any:
+        found = sample(*rest)
+        runner.noted[-1] += timed
+        return found
+
+    runner.execute_model, runner.sample_tokens = execute_model, sample_tokens
+
+
+def noted(worker: Any) -> list[list[float]]:
+    """In the worker: what was noted, which is forgotten then."""
+    runner = getattr(worker, "worker", worker).model_runner
+    found, runner.noted[:] = list(runner.noted), []
+    return found
+
+
+def engine(kind: str, model: str, longest: int, rows: int) -> None:
+    """One engine in a process of its own: a cell to decode on each line of input, the CPU seconds of its steps back."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model, dtype="float32", enforce_eager=True, max_model_len=longest, gpu_memory_utilization=0.1,
+        max_num_seqs=rows, **OPTIONS[kind],
+    )  # fmt: skip
+    llm.collective_rpc(watch)
+    names = llm.get_tokenizer().get_vocab()
+    plain = next(token for token in range(300, 400) if token not in (names["<think>"], names["</think>"]))
+    print("RESULTready", flush=True)
+    for line in sys.stdin:
+        batch, length, steps = json.loads(line)
+        params = SamplingParams(
+            max_tokens=steps + SETTLING, temperature=1.0, ignore_eos=True, logit_bias={names["</think>"]: -100.0},
+            **BUDGET[kind],
+        )  # fmt: skip
+        prompt = {"prompt_token_ids": [names["<think>"]] + [plain] * length}
+        llm.generate([prompt] * batch, params, use_tqdm=False)
+        done = [step[2:] for step in llm.collective_rpc(noted)[0] if len(step) == 4 and step[0] == step[1] == batch]
+        print("RESULT" + json.dumps(done[SETTLING:]), flush=True)
+
+
+class Engine:
+    """An engine as the measuring process sees it."""
+
+    def __init__(self, kind: str, model: str, longest: int, rows: int, log: Path) -> None:
+        environment = {
+            **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        command = [sys.executable, __file__, "--engine", json.dumps([kind, model, longest, rows])]
+        self.log = log
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w")
+        )
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("RESULT"):
+                return line.removeprefix("RESULT").strip()
+        raise RuntimeError(self.log.read_text()[-3000:])
+
+    def decode(self, batch: int, length: int, steps: int) -> list[tuple[float, float]]:
+        """CPU milliseconds of each step, and of the budget in it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([batch, length, steps]) + "\n")
+        self.process.stdin.flush()
+        return [(1000 * step, 1000 * own) for step, own in json.loads(self.answer())]
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def measure_cell(engines: dict[str, Engine], batch: int, length: int, steps: int, turns: int) -> dict[str, Any]:
+    """All engines in turns, in another order each time."""
+    found: dict[str, list[list[tuple[float, float]]]] = {kind: [] for kind in engines}
+    within = {}
+    for kind, each in engines.items():  # not counted: fills the prefix cache, and tells how long a step takes
+        step = statistics.median(step for step, _ in each.decode(batch, length, 3)) / 1000
+        within[kind] = max(3, min(steps, int(SECONDS / step)))
+    for turn in range(turns):
+        kinds = list(engines)
+        for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
+            found[kind].append(engines[kind].decode(batch, length, within[kind]))
+
+    def median(kind: str, place: int, turns: slice = slice(None)) -> float:
+        return statistics.median(step[place] for turn in found[kind][turns] for step in turn)
+
+    halves = [median("none", 0, slice(at, None, 2)) for at in (0, 1)]
+    budgets = [kind for kind in engines if kind != "none"]
+    return {
+        "batch": batch,
+        "length": length,
+        "steps": {kind: sum(map(len, run)) for kind, run in found.items()},
+        "ms": {kind: round(median(kind, 0), 3) for kind in engines},
+        "budget_ms": {kind: round(median(kind, 1), 4) for kind in budgets},
+        "within": {kind: round(1 - median(kind, 1) / median(kind, 0), 4) for kind in budgets},
+        "share": {kind: round(median("none", 0) / median(kind, 0), 3) for kind in budgets},
+        "noise": round(min(halves) / max(halves), 3),
+    }
+
+
+def keep(cell: dict[str, Any]) -> None:
+    """Put a cell into the file, in the place of an earlier one."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.exists() else []
+    kept = [each for each in kept if (each["length"], each["batch"]) != (cell["length"], cell["batch"])]
+    kept = sorted([*kept, cell], key=lambda each: (each["length"], each["batch"]))
+    result = {"cells": kept, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", default="1,16,64,256")
+    parser.add_argument("--lengths", default="1024,8192,32768", help="of the prompt; whole blocks of the cache (128)")
+    parser.add_argument("--steps", type=int, default=100, help="of a turn at most")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--kinds", default="none,ours,native")
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.engine:
+        engine(*json.loads(arguments.engine))
+        return
+    sys.path.insert(0, str(ROOT / "tests"))
+    from vllm_model import write_tiny_model
+
+    batches, lengths = ([int(each) for each in text.split(",")] for text in (arguments.batches, arguments.lengths))
+    longest = max(lengths) + arguments.steps + 256
+    cells = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(write_tiny_model(Path(scratch) / "model", positions=longest))
+        engines = {
+            kind: Engine(kind, model, longest, max(batches), Path(scratch) / f"{kind}.log")
+            for kind in arguments.kinds.split(",")
+        }
+        try:
+            for each in engines.values():
+                each.answer()
+            for length in lengths:
+                for batch in batches:
+                    cells.append(measure_cell(engines, batch, length, arguments.steps, arguments.turns))
+                    keep(cells[-1])
+                    print(json.dumps(cells[-1]), flush=True)
+        finally:
+            for each in engines.values():
+                each.stop()
+    lowest = {kind: min(cell["within"][kind] for cell in cells) for kind in engines if kind != "none"}
+    line = {
+        "name": "budget_decoding", "ours": lowest.get("ours"), "theirs": lowest.get("native"),
+        "unit": "part of the throughput that the budget leaves, at the worst batch and length",
+        "ratio": None, "target": TARGET, "met": lowest.get("ours", 0) >= TARGET,
+    }  # fmt: skip
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
