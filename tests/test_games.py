@@ -18,23 +18,36 @@ NAMES = sorted(ENVIRONMENTS)
 SEEDS = range(20)
 
 RANDOM_WINS_AT_MOST = {
+    "AttendanceCheck": (0.45, 0.35, 0.3),
     "BitCompare": (0.25, 0.25, 0.25),
+    "BitGuessing": (0.15, 0.1, 0.1),
     "BitQuery": (0.1, 0.02, 0.02),
+    "CactusSearch": (0.4, 0.3, 0.2),
     "CircleFinding": (0.05, 0.02, 0.02),
+    "DarkMaze": (0.45, 0.1, 0.05),
     "FindHidden": (0.45, 0.25, 0.2),
     "FindTheImpostors": (0.15, 0.1, 0.1),
     "GuessMax": (0.1, 0.02, 0.02),
     "LegendaryTree": (0.2, 0.1, 0.05),
     "ListQuery": (0.1, 0.1, 0.1),
+    "MagneticField": (0.35, 0.2, 0.15),
+    "MahjongDetective": (0.15, 0.05, 0.05),
     "MedianQuery": (0.2, 0.1, 0.1),
+    "MimicHunt": (0.35, 0.2, 0.15),
     "MinMax": (0.25, 0.1, 0.1),
     "PaperNumber": (0.35, 0.1, 0.05),
+    "PermutationDiscovery": (0.3, 0.15, 0.05),
+    "RPD": (0.45, 0.3, 0.2),
+    "RotaryLock": (0.3, 0.1, 0.05),
+    "TrainPursuit": (0.4, 0.2, 0.1),
     "TreasureHunt": (0.25, 0.1, 0.1),
+    "VladikMaze": (0.15, 0.05, 0.05),
     "Wordle": (0.0, 0.0, 0.0),
+    "ZeroFinding": (0.2, 0.05, 0.05),
 }
 """Easy, medium, hard: what a player without thought wins at most of 60 games."""
 
-REFERENCE_WINS_AT_LEAST: dict[str, float] = {}
+REFERENCE_WINS_AT_LEAST: dict[str, float] = {"TrainPursuit": 0.95}
 """Games that luck may decide: what the reference player wins at least of 20 games. Of all others: every one."""
 
 Transcript = list[tuple[str, str]]

@@ -10,6 +10,7 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Generator
+from copy import deepcopy
 from typing import ClassVar, Generic, TypeVar
 
 from posttrain.rl.environments.game import Difficulty, Game, Player, Reply
@@ -66,6 +67,17 @@ class Rounds(Game, Generic[Size]):
         if reply.done:
             self._end = reply
         return reply
+
+    def turns_of_reference(self) -> int | None:
+        """Moves that the reference player needs to win a copy of this game; None if it does not win in `max_turns`."""
+        copy, player = deepcopy(self), self.reference()
+        said = copy.rules()
+        for turn in range(1, self.max_turns + 1):
+            reply = copy.move(player(said))
+            if reply.done:
+                return turn if reply.score == 1.0 else None
+            said = reply.text
+        return None
 
 
 def won(text: str) -> Reply:

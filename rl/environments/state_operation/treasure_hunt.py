@@ -27,15 +27,10 @@ class TreasureHunt(Rounds[tuple[int, int, int]]):
     def set_up(self) -> None:
         while True:
             self.paths = self._draw_forest()
-            self.order = self.chance.randrange(2**32)
-            if self._is_managed():
+            self.here, self.visited, self.moves_left = 0, {0}, self.size[0] - 1 + self.size[2]
+            self._look()
+            if self.turns_of_reference() is not None:
                 break
-        self._start()
-
-    def _start(self) -> None:
-        self.here, self.visited, self.moves_left = 0, {0}, self.size[0] - 1 + self.size[2]
-        self.shuffle = random.Random(self.order)
-        self._look()
 
     def _draw_forest(self) -> list[list[int]]:
         junctions, further, _ = self.size
@@ -44,16 +39,9 @@ class TreasureHunt(Rounds[tuple[int, int, int]]):
         edges |= set(self.chance.sample(missing, further))
         return [sorted({a + b - at for a, b in edges if at in (a, b)}) for at in range(junctions)]
 
-    def _is_managed(self) -> bool:
-        self._start()
-        player, said = self.reference(), self.rules()
-        while not (reply := self.play(player(said))).done:
-            said = reply.text
-        return reply.score == 1.0
-
     def _look(self) -> None:
         self.seen = list(self.paths[self.here])
-        self.shuffle.shuffle(self.seen)
+        self.chance.shuffle(self.seen)
 
     def _view(self) -> str:
         return " ".join(f"{len(self.paths[at])}{'*' if at in self.visited else ''}" for at in self.seen)
