@@ -63,6 +63,22 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
     run.set_defaults(command=_run)
 
+    distill = commands.add_parser("distill", help="distil a student from a teacher: writes the recipe, and runs it")
+    distill.add_argument("--teacher", required=True, help="a model directory, a hub id, or a server's URL")
+    distill.add_argument("--teacher-model", metavar="NAME", help="its name on the server, if that has several")
+    distill.add_argument("--student", required=True, help="a model directory or a hub id")
+    distill.add_argument(
+        "--data", required=True, action="append", help="a file of queries with answers, or a task's name; repeatable"
+    )
+    distill.add_argument("--verifier", help="what scores the answers of files; default: told from the answers")
+    distill.add_argument("--family", help="the template family; default: the teacher's own, or qwen3")
+    distill.add_argument("--max-new-tokens", type=int, default=2048, help="of an answer; default: 2048")
+    distill.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; the recipe is DIR.yaml")
+    distill.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, as in run")
+    distill.add_argument("--only-write", action="store_true", help="write the recipe, check it, and do not run it")
+    distill.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    distill.set_defaults(command=_distill)
+
     report = commands.add_parser("report", help="write the report of a run, finished or not")
     report.add_argument("run", type=Path, help="a run's directory")
     report.set_defaults(command=_report)
@@ -128,6 +144,24 @@ def _run(arguments: argparse.Namespace) -> None:
         quiet=arguments.quiet,
     )
     print(f"report: {report}")
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+    from posttrain.recipe.load import load_recipe
+    from posttrain.run.distill import Asked, write_distillation
+
+    given = ("teacher", "student", "data", "output", "teacher_model", "family", "verifier", "max_new_tokens", "words")
+    file, directory = write_distillation(Asked(**{key: getattr(arguments, key) for key in given}))
+    print(f"recipe: {file}")
+    loaded = load_recipe(file, arguments.set)
+    if arguments.only_write:
+        from posttrain.run.plan import print_plan
+
+        print_plan(loaded, directory)
+        return
+    from posttrain.run.pipeline import run_recipe
+
+    print(f"report: {run_recipe(loaded, directory, quiet=arguments.quiet)}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

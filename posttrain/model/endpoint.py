@@ -88,9 +88,7 @@ class Endpoint:
         Raises:
             PosttrainError: it is not, does not, or has not.
         """
-        self._check_key()
-        listed = self._once("GET", f"{self.spec.endpoint}/models")
-        names = [str(entry.get("id")) for entry in listed.get("data") or []]
+        names = self.names()
         if self.spec.model not in names:
             raise PosttrainError(
                 Problem(
@@ -98,6 +96,16 @@ class Endpoint:
                     remedy=f"write one that it has: {', '.join(f'`{name}`' for name in names) or 'it has none'}",
                 )
             )
+
+    def names(self) -> list[str]:
+        """What the server has, by name.
+
+        Raises:
+            PosttrainError: it does not say.
+        """
+        self._check_key()
+        listed = self._once("GET", f"{self.spec.endpoint}/models")
+        return [str(entry.get("id")) for entry in listed.get("data") or []]
 
     def tokenize(self, text: str) -> list[int]:
         """The server's own token ids of a text (vLLM's /tokenize), no special tokens added.

@@ -1,0 +1,187 @@
+"""`posttrain distill`: a recipe for one teacher, one student and some data, written for people and run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import read_json, write_text
+from posttrain.recipe.schema import ModelSpec
+from posttrain.run.distill_data import as_name, as_written, data_sets
+from posttrain.templates.families import get_family
+
+BATCH, ACCUMULATION = 8, 4
+WIDTH, RATE = 1024, 2e-5
+"""A learning rate that suits a model of this hidden size; narrower ones want more, in inverse proportion (Yang et al.
+2022, arXiv 2203.03466)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        teacher: a model's directory, a hub id, or the URL of a server; teacher_model: its name there.
+        student: a model's directory or a hub id.
+        data: files of queries (JSONL, JSON, parquet) or names of tasks.
+        output: the run's directory; None: runs/NAME.
+        family: template family; None: the teacher's own, or qwen3.
+        verifier: what scores answers to rows of files; None: told from the answers.
+        max_new_tokens: of an answer.
+        words: the command, as it was given.
+    """
+
+    teacher: str
+    student: str
+    data: Sequence[str]
+    output: Path | None = None
+    teacher_model: str | None = None
+    family: str | None = None
+    verifier: str | None = None
+    max_new_tokens: int = 2048
+    words: Sequence[str] = ()
+
+
+def write_distillation(asked: Asked) -> tuple[Path, Path]:
+    """Write the recipe beside the run's directory.
+
+    Returns:
+        The recipe's path and the run's directory.
+
+    Raises:
+        PosttrainError: teacher, student or data cannot be used; another recipe stands there already.
+    """
+    teacher, teacher_words = _teacher(asked)
+    name = _name(asked, teacher_words)
+    output = asked.output or Path("runs") / name
+    file = output.with_name(f"{output.name}.yaml")
+    text = _text(asked, teacher, teacher_words, name, file, output)
+    if file.exists() and _recipe(file.read_text(encoding="utf-8")) != _recipe(text):
+        raise PosttrainError(
+            Problem(
+                "a recipe stands there, and is not the one that this command writes",
+                where=str(file),
+                why="it was changed, or is of another command",
+                remedy=f"run it: `posttrain run {file} --output {output}`; or choose another --output",
+            )
+        )
+    write_text(file, text)
+    return file, output
+
+
+def _recipe(text: str) -> str:
+    """A recipe without its comments' lines: the command may be spelled in several ways."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path, output: Path) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = file.absolute().parent
+    data = data_sets(asked.data, asked.verifier, folder)
+    rate, why_rate = _rate(asked.student)
+    tokens = _tokens(asked)
+    family = get_family(asked.family or _family_of(asked.teacher))
+    rows = sum(one.rows - one.reserve for one in data)
+    batch = max(1, min(BATCH, rows // 2))
+    accumulation = max(1, min(ACCUMULATION, rows // (4 * batch)))
+    values = {
+        "command": shlex.join(["posttrain", *asked.words]),
+        "file": file,
+        "output": output,
+        "name": name,
+        "teacher": json.dumps(as_written(teacher, folder)),
+        "teacher_words": teacher_words,
+        "student": json.dumps(as_written(asked.student, folder)),
+        "student_words": Path(asked.student).name,
+        "family": family.name,
+        "data": data,
+        "names": ", ".join(one.name for one in data),
+        "tokens": tokens,
+        "length": tokens + tokens // 2,
+        "modes": json.dumps({mode: 1 / len(family.modes) for mode in family.modes}),
+        "both": len(family.modes) > 1 and bool(family.flags),
+        "batch": batch,
+        "accumulation": accumulation,
+        "steps": max(1, min(200, rows // (batch * accumulation))),
+        "off_policy_rate": f"{rate:.0e}",
+        "on_policy_rate": f"{rate / 2:.0e}",
+        "why_rate": why_rate,
+        "on_policy": isinstance(teacher, str),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("distill_recipe.yaml.jinja").render(values)
+
+
+def _teacher(asked: Asked) -> tuple[Any, str]:
+    """The teacher as the recipe has it, and in words."""
+    if not asked.teacher.startswith(("http://", "https://")):
+        if asked.teacher_model:
+            what = "--teacher-model names a model of a server, and the teacher is none"
+            raise PosttrainError(Problem(what, remedy="give --teacher as http://HOST:PORT/v1, or leave it out"))
+        return asked.teacher, Path(asked.teacher).name
+    model = asked.teacher_model or _only_model(asked.teacher)
+    return {"endpoint": asked.teacher, "model": model}, Path(model).name
+
+
+def _only_model(url: str) -> str:
+    """The model of a server that has one."""
+    from pydantic import ValidationError
+
+    from posttrain.model.endpoint import Endpoint
+    from posttrain.recipe.endpoint import EndpointSpec
+
+    try:
+        names = Endpoint(EndpointSpec(endpoint=url, model="unknown"), who="the teacher").names()
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise PosttrainError(Problem(f"--teacher: {what}")) from None
+    if len(names) != 1:
+        listed = ", ".join(f"`{name}`" for name in names) or "none"
+        raise PosttrainError(Problem(f"{url} serves several models: {listed}", remedy="choose one by --teacher-model"))
+    return names[0]
+
+
+def _name(asked: Asked, teacher: str) -> str:
+    if asked.output is not None:
+        return as_name(asked.output.name)
+    return as_name(f"{Path(asked.student).name}-from-{teacher}")
+
+
+def _family_of(teacher: str) -> str:
+    return str((read_json(Path(teacher).expanduser() / "posttrain.json") or {}).get("family", "qwen3"))
+
+
+def _shape(student: str) -> Mapping[str, Any]:
+    """A local student's configuration; {} for a hub id."""
+    try:
+        return read_json(Path(student).expanduser() / "config.json") or {}
+    except ValueError:
+        return {}  # told when the recipe is checked
+
+
+def _rate(student: str) -> tuple[float, str]:
+    width = _shape(student).get("hidden_size")
+    if not isinstance(width, int) or width < 1:
+        return RATE, "for a model of 0.5 to 2 billion parameters; smaller ones want more"
+    return RATE * max(1.0, WIDTH / width), f"for a hidden size of {width}: narrower models want more"
+
+
+def _tokens(asked: Asked) -> int:
+    """Tokens of an answer: what is asked for, or half of the student's positions where that is less."""
+    from posttrain.recipe.positions import positions
+
+    path = Path(asked.student).expanduser().absolute()
+    room = positions(ModelSpec(path=str(path)))
+    return asked.max_new_tokens if room is None else min(asked.max_new_tokens, room // 2)

@@ -1,0 +1,132 @@
+"""Data of a command line, as a recipe names them: what a file's columns are, and what scores its answers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError, Problem
+
+PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input")
+ANSWERS = ("answer", "final_answer", "solution", "target", "label")
+NUMBER = re.compile(r"[-+]?[$€£]?\s?\d[\d,. /]*(?:[eE][-+]?\d+)?\s?%?")
+LOOKED_AT = 500
+"""Rows of a file that are read to see what they are."""
+TASK_ROWS = 2000
+MOST_RESERVED = 256
+
+
+@dataclass(frozen=True)
+class Queries:
+    """One data set, as the recipe names it.
+
+    Attributes:
+        path: as written in the recipe, or "" for a task.
+        map: columns under other names.
+        why: how the verifier was chosen.
+        rows: how many there are, about.
+    """
+
+    name: str
+    rows: int
+    path: str = ""
+    task: str = ""
+    map: Mapping[str, str] = field(default_factory=dict)
+    verifier: str = ""
+    why: str = ""
+
+    @property
+    def reserve(self) -> int:
+        return max(1, min(MOST_RESERVED, self.rows // 10))
+
+
+def as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-") or "data"
+
+
+def as_written(value: Any, folder: Path) -> Any:
+    """A local path as the recipe writes it, from its own folder; everything else as it stands."""
+    if not isinstance(value, str) or not (value.startswith((".", "/", "~")) or Path(value).exists()):
+        return value
+    relative = os.path.relpath(Path(value).expanduser(), folder)
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
+def data_sets(data: Sequence[str], verifier: str | None, folder: Path) -> list[Queries]:
+    found: list[Queries] = []
+    for text in data:
+        taken = {one.name for one in found}
+        name = as_name(Path(text).stem if _is_file(text) else text.rpartition(":")[2])
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        name = next(one for one in names if one not in taken)
+        found.append(_of_file(name, text, verifier, folder) if _is_file(text) else _of_task(name, text))
+    return found
+
+
+def _is_file(text: str) -> bool:
+    from posttrain.data.locations import looks_local
+
+    return looks_local(text, Path.cwd())
+
+
+def _of_task(name: str, task: str) -> Queries:
+    from posttrain.tasks.registry import get_task
+
+    get_task(task)  # raises, with the nearest names
+    return Queries(name, TASK_ROWS, task=task)
+
+
+def _of_file(name: str, text: str, verifier: str | None, folder: Path) -> Queries:
+    rows, count = _first_rows(text)
+    columns = list(rows[0]) if rows else []
+    prompt = next((column for column in PROMPTS if column in columns), None)
+    answer = next((column for column in ANSWERS if column in columns), None)
+    if prompt is None or answer is None:
+        missing = "no column of prompts" if prompt is None else "no column of answers, which the evaluation scores"
+        names = ", ".join(PROMPTS if prompt is None else ANSWERS)
+        what = f"{missing}; the columns are {', '.join(columns) or 'none'}"
+        raise PosttrainError(Problem(what, text, remedy=f"call it one of {names}, or write a recipe with `map`"))
+    wanted = {"prompt": prompt, "answer": answer}
+    chosen, why = (verifier, "as asked") if verifier else verifier_for([row.get(answer) for row in rows])
+    mapped = {ours: theirs for ours, theirs in wanted.items() if ours != theirs}
+    return Queries(name, count, as_written(text, folder), map=mapped, verifier=chosen, why=why)
+
+
+def _first_rows(text: str) -> tuple[list[dict[str, Any]], int]:
+    """The first rows of a file or folder, and about how many it has: by its size, where it has more."""
+    from posttrain.data.faults import RowFaults
+    from posttrain.data.locations import resolve
+    from posttrain.data.readers import read_file
+
+    files = resolve(text, Path.cwd())
+    if isinstance(files, Path):
+        remedy = "give its rows as JSONL or parquet, or write a recipe with `path`"
+        raise PosttrainError(Problem("a folder of `datasets` is not looked into here", text, remedy=remedy))
+    faults = RowFaults("rows")  # the run tells them
+    rows = list(itertools.islice((row for file in files for _, row in read_file(file, faults)), LOOKED_AT))
+    if len(rows) < LOOKED_AT:
+        return rows, len(rows)
+    size = sum(file.stat().st_size for file in files)
+    read = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) + 1 for row in rows)
+    return rows, max(LOOKED_AT, round(size / read * len(rows)))
+
+
+def verifier_for(answers: Sequence[Any]) -> tuple[str, str]:
+    """The strictest verifier that can read all of some answers, and why it was chosen."""
+    from posttrain.tasks.answers import final_answer, parse_choice, parse_number
+
+    texts = [str(answer).strip() for answer in answers]
+    finals = [final_answer(text) or text for text in texts]
+    if all(NUMBER.fullmatch(text) and parse_number(text) is not None for text in finals):
+        return "number", "all answers are numbers"
+    if all(len(text) <= 3 and parse_choice(text) is not None for text in finals):
+        return "choice", "all answers are letters of a choice"
+    if any(re.search(r"[\\^_={}]|\d", text) for text in finals):
+        return "math", "answers with formulas or numbers in them"
+    return "exact", "answers are words"

@@ -1,0 +1,143 @@
+"""`posttrain distill`: the recipe that it writes, and one whole run of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.cli import main
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import read_json
+from posttrain.model.policy import build_policy
+from posttrain.recipe.load import load_recipe
+from posttrain.recipe.schema import ModelSpec
+from posttrain.run.distill import Asked, write_distillation
+from posttrain.run.distill_data import verifier_for
+from posttrain.templates.families import get_family
+from tests.scripted_server import said, scripted
+from tests.served import build_thinker
+
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32,
+    "intermediate_size": 32, "max_position_embeddings": 512, "vocab_size": 288,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that knows that the answer is 42, and a student that knows nothing; and questions."""
+    folder = tmp_path_factory.mktemp("models")
+    build_thinker(folder / "teacher")
+    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=SHAPE, tokenizer=str(folder / "teacher"))
+    build_policy(spec, get_family("qwen3"), folder / "student", seed=1)
+    rows = [{"question": f"What is {number}+{42 - number}?", "answer": 42} for number in range(40)]
+    (folder / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def asked(models: Path, tmp_path: Path, **changed: Any) -> Asked:
+    given: dict[str, Any] = {"teacher": str(models / "teacher"), "student": str(models / "student")}
+    given |= {"data": [str(models / "sums.jsonl")], "output": tmp_path / "run", "max_new_tokens": 96}
+    return Asked(**{**given, **changed})
+
+
+def test_a_student_is_distilled_by_one_command(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["distill", "--teacher", f"{models}/teacher", "--student", f"{models}/student"]
+    command += ["--data", f"{models}/sums.jsonl", "--output", f"{tmp_path}/run", "--max-new-tokens", "96", "--quiet"]
+    command += ["--set", "stages.on_policy.train.max_steps=2", "--set", "evaluation.think_follow.dialogues=0"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"recipe: {tmp_path}/run.yaml" in out and f"report: {tmp_path}/run/report.html" in out
+    report = read_json(tmp_path / "run" / "report.json")
+    assert report["finished"] and [stage["name"] for stage in report["stages"]] == ["off_policy", "on_policy"]
+    funnel = read_json(tmp_path / "run" / "stages" / "off_policy" / "data" / "funnel.json")
+    sampled = funnel["rejection_sampling"]
+    assert len(sampled) == 2
+    for counts in sampled.values():  # 36 questions, two answers each, all right but those that think too long
+        assert counts["completions"] == 72 and 30 < counts["accepted"] <= 72
+    written = (tmp_path / "run.yaml").read_text()
+    assert main(command) == 0 and (tmp_path / "run.yaml").read_text() == written  # it finds all done
+
+
+def test_the_recipe_is_for_people_and_says_what_was_found(models: Path, tmp_path: Path) -> None:
+    file, run = write_distillation(asked(models, tmp_path, words=["distill", "--teacher", "a b"]))
+    assert (file, run) == (tmp_path / "run.yaml", tmp_path / "run")
+    text = file.read_text()
+    assert "#   posttrain distill --teacher 'a b'" in text and "# all answers are numbers" in text
+    recipe = load_recipe(file).recipe
+    assert recipe.data["sums"].map == {"prompt": "question"} and recipe.data["sums"].reserve == 4
+    assert recipe.model.path == str(models / "student")
+    for stage in recipe.stages.values():
+        assert stage.teacher == str(models / "teacher")
+    rates = [stage.train["learning_rate"] for stage in recipe.stages.values()]
+    assert rates == [pytest.approx(6e-4), pytest.approx(3e-4)]  # 2e-5 at a width of 1024, this one is 32
+
+
+def test_answers_fit_in_the_students_positions(models: Path, tmp_path: Path) -> None:
+    file, _ = write_distillation(asked(models, tmp_path, max_new_tokens=4096))
+    assert load_recipe(file).recipe.evaluation.max_new_tokens == 256  # of 512
+
+
+def test_tasks_files_and_hub_ids_go_together(models: Path, tmp_path: Path) -> None:
+    data = ["reasoning_gym:chain_sum", str(models / "sums.jsonl"), "arithmetic", str(models / "sums.jsonl")]
+    file, _ = write_distillation(asked(models, tmp_path, data=data, student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-8B"))
+    recipe = load_recipe(file).recipe
+    assert list(recipe.data) == ["chain_sum", "sums", "arithmetic", "sums_2"]
+    assert recipe.data["chain_sum"].task == "reasoning_gym:chain_sum" and recipe.model.path == "Qwen/Qwen3-0.6B"
+
+
+def test_a_served_teacher_is_asked_for_its_name(models: Path, tmp_path: Path) -> None:
+    with scripted(lambda path, body: said("x")) as it:
+        it.models = ["org/big"]
+        file, _ = write_distillation(asked(models, tmp_path, teacher=it.url))
+        it.models = ["big", "small"]
+        with pytest.raises(PosttrainError, match="several models: `big`, `small`"):
+            write_distillation(asked(models, tmp_path, teacher=it.url))
+    teacher = load_recipe(file).recipe.stages["off_policy"].teacher
+    assert teacher is not None and not isinstance(teacher, str) and teacher.model_dump()["model"] == "org/big"
+    with pytest.raises(PosttrainError, match="is not reachable"):
+        write_distillation(asked(models, tmp_path, teacher="http://127.0.0.1:9/v1"))
+
+
+def test_a_recipe_that_was_changed_is_left_alone(models: Path, tmp_path: Path) -> None:
+    file, _ = write_distillation(asked(models, tmp_path))
+    changed = file.read_text().replace("answers: 2", "answers: 4")
+    file.write_text(changed)
+    with pytest.raises(PosttrainError, match=r"posttrain run .*run.yaml --output"):
+        write_distillation(asked(models, tmp_path))
+    assert file.read_text() == changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said_of_it"),
+    [
+        ({"data": ["chain_sum"]}, "reasoning_gym:chain_sum"),
+        ({"data": ["./nowhere.jsonl"]}, "no such file"),
+        ({"teacher_model": "big"}, "--teacher-model names a model of a server"),
+        ({"teacher": "http://"}, "no address of a server"),
+        ({"family": "qwen33"}, "unknown template family"),
+    ],
+)
+def test_what_cannot_be_used_is_named(models: Path, tmp_path: Path, changed: dict[str, Any], said_of_it: str) -> None:
+    with pytest.raises(PosttrainError, match=said_of_it):
+        write_distillation(asked(models, tmp_path, **changed))
+
+
+def test_rows_without_answers_are_named_with_their_columns(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "mark": "b"}\n')
+    with pytest.raises(PosttrainError, match=r"no column of answers.*prompt, mark"):
+        write_distillation(asked(models, tmp_path, data=[str(path)]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "verifier"),
+    [([1, "2.5", "\\boxed{3}"], "number"), (["A", "(b)"], "choice"), (["x^2", "7"], "math"), (["Paris"], "exact")],
+)
+def test_the_verifier_is_the_strictest_that_reads_all_answers(answers: list[Any], verifier: str) -> None:
+    assert verifier_for(answers)[0] == verifier
