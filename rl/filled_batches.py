@@ -144,7 +144,7 @@ class FilledBatches:
             passed_over,
             sum(group.tokens for group in groups if group.place not in kept),
         ]
-        drawn, equal, with_difference, size, passed, unused = trainer._summed(local)
+        drawn, equal, with_difference, size, passed, unused = map(int, trainer._summed(local))
         figures = trainer._metrics["train"]
         figures["dynamic_sampling/groups"].append(float(drawn))
         figures["dynamic_sampling/equal_groups"].append(equal / drawn)
