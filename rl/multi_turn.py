@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain.evaluation.play import Limits, Played, complete
-from posttrain.model.generation import Completion, Generator, Prompt
+from posttrain.evaluation.play import Answers, Continues, Limits, Played, complete
+from posttrain.model.generation import Completion, Prompt
 
 Summed = Callable[[Sequence[float]], list[float]]
 """Sums over the processes."""
@@ -30,7 +30,7 @@ class Episodes:
 
     def complete(
         self,
-        generate: Generator,
+        generate: Answers,
         rows: Sequence[Mapping[str, Any]],
         prompts: Sequence[Prompt],
         *,
@@ -44,6 +44,8 @@ class Episodes:
             max_tokens: of a completion, what the environment says included.
             anyone: whether any process still plays, where all have to generate at the same time.
         """
+        if not isinstance(generate, Continues):
+            raise TypeError("rollouts are trained on, so they have to be continued token by token")
         start = time.perf_counter()
         limits = Limits(tokens=max_tokens, turn_tokens=self._turn_tokens)
         done = complete(generate, rows, prompts, seed=seed, limits=limits, agree=anyone)

@@ -17,9 +17,8 @@ from posttrain.data.tokens import tokenize_conversations
 from posttrain.evaluation.evaluate import grade
 from posttrain.evaluation.play import Limits, Played, complete
 from posttrain.model.dialogue import Dialogue, between
-from posttrain.model.generation import Completion, Generator, Prompt
-from posttrain.model.policy import build_policy, load_model, load_tokenizer
-from posttrain.recipe.schema import ModelSpec, TrainedTokenizer
+from posttrain.model.generation import Completion, Prompt
+from posttrain.model.policy import load_tokenizer
 from posttrain.rl.environments import ENVIRONMENTS
 from posttrain.rl.environments.task import MtrBench, transcript
 from posttrain.rl.health import Health
@@ -28,17 +27,16 @@ from posttrain.rl.rewards import Rollout, resolve_reward
 from posttrain.rl.rewards.column import RewardColumn
 from posttrain.rl.rollouts import rollout_of
 from posttrain.rl.trainer import PolicyTrainer
-from posttrain.tasks.arithmetic import Arithmetic, corpus
+from posttrain.tasks.arithmetic import Arithmetic
 from posttrain.tasks.environment import Outcome
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import check_gold
-from posttrain.templates.families import FAMILIES, Family, Mode, Sampling, get_family
+from posttrain.templates.families import FAMILIES, Family, Mode
 from posttrain.templates.parse import parse
 from posttrain.templates.render import render
+from tests.tiny_player import QWEN3, build, generator, talkative
 
-QWEN3 = get_family("qwen3")
 MODES = [(family, mode) for family in FAMILIES.values() for mode in family.modes]
-SAMPLED = {mode: Sampling(temperature=1.0) for mode in QWEN3.modes}
 
 
 @pytest.fixture(autouse=True)
@@ -48,34 +46,7 @@ def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("policy")
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "intermediate_size": 64,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.2,
-    }
-    tokenizer = TrainedTokenizer(train_on=["text"], vocab_size=330)
-    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=sizes, tokenizer=tokenizer)
-    build_policy(spec, QWEN3, root, seed=1, texts=list(corpus(300, 0)))
-    return root
-
-
-def talkative(policy: Path) -> Any:
-    """The model with a bias towards ending its turn, so that untrained it ends one in four."""
-    model = load_model(policy)
-    head = torch.nn.Linear(*reversed(model.lm_head.weight.shape))
-    head.weight = model.lm_head.weight
-    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
-    end = load_tokenizer(policy).convert_tokens_to_ids(QWEN3.message_end)
-    head.bias.data[end] = 5.0
-    model.lm_head = head
-    return model
+    return build(tmp_path_factory.mktemp("policy"))
 
 
 def rows(size: int) -> list[dict[str, Any]]:
@@ -83,7 +54,7 @@ def rows(size: int) -> list[dict[str, Any]]:
 
 
 def played(policy: Path, mode: Mode = "thinking", size: int = 12, limits: Limits | None = None) -> list[Played]:
-    generate = Generator(talkative(policy), load_tokenizer(policy), QWEN3, max_new_tokens=8, sampling=SAMPLED)
+    generate = generator(policy)
     queries = rows(size)
     prompts = [Prompt(row["prompt"], mode=mode) for row in queries]
     done = complete(generate, queries, prompts, seed=1, limits=limits)
@@ -187,7 +158,7 @@ def test_an_episode_never_grows_beyond_its_room(policy: Path, room: int) -> None
 def test_rows_that_are_played_and_rows_that_are_answered_keep_their_places(policy: Path) -> None:
     sums = list(Arithmetic().queries(3, 0))
     mixed = [sums[0], *rows(2), sums[1], sums[2]]
-    generate = Generator(talkative(policy), load_tokenizer(policy), QWEN3, max_new_tokens=8, sampling=SAMPLED)
+    generate = generator(policy)
     counted: list[int] = []
     done = complete(
         generate, mixed, [Prompt(row["prompt"], mode="thinking") for row in mixed], seed=1, progress=counted.append
@@ -199,7 +170,7 @@ def test_rows_that_are_played_and_rows_that_are_answered_keep_their_places(polic
 
 
 def test_reserved_rows_of_a_game_are_scored_by_playing(policy: Path) -> None:
-    generate = Generator(talkative(policy), load_tokenizer(policy), QWEN3, max_new_tokens=8, sampling=SAMPLED)
+    generate = generator(policy)
     graded = grade(generate, rows(4), "thinking", kind="hybrid", family=QWEN3, samples=2, seed=0)
     for one in graded:
         assert all(isinstance(completion, Played) for completion in one.completions)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from posttrain.errors import PosttrainError, Problem
 from posttrain.model.dialogue import Dialogue
 from posttrain.model.generation import Completion, Prompt
 from posttrain.tasks.environment import Environment, Outcome, environment_for
@@ -45,10 +44,12 @@ class Played(Completion):
     Attributes:
         outcome: what the environment made of it.
         environment_seconds: spent inside the environment.
+        messages: the conversation, the opening's included.
     """
 
     outcome: Outcome = field(kw_only=True)
     environment_seconds: float = field(kw_only=True)
+    messages: list[dict[str, Any]] = field(kw_only=True)
 
 
 @dataclass
@@ -129,17 +130,21 @@ def play(
         live, turn = staying, turn + 1
 
 
-@runtime_checkable
-class Continues(Protocol):
-    """What `Generator` has, and anything that is to play must: it continues `Prompt.ids` as they stand."""
-
-    family: Family
-    tokenizer: Any
-    positions: int | None
+class Answers(Protocol):
+    """Whatever answers prompts as `Generator` does: in order."""
 
     def __call__(
         self, prompts: Sequence[Prompt], *, seed: int, progress: Callable[[int], None] | None = None
     ) -> list[Completion]: ...
+
+
+@runtime_checkable
+class Continues(Answers, Protocol):
+    """What `Generator` has besides: it continues `Prompt.ids` as they stand."""
+
+    family: Family
+    tokenizer: Any
+    positions: int | None
 
 
 class TokenSpeaker:
@@ -187,25 +192,57 @@ class TokenSpeaker:
         return min(rooms) if rooms else None
 
     def played(self, episode: Episode, mode: Mode | None) -> Played:
-        """The whole episode, asked for in a mode (by template or by flag), as one completion."""
+        """The whole episode as one completion."""
         dialogue = self.dialogue(episode)
-        turns = dialogue.completions
-        shown = next((turn for turn in turns if _off_form(turn.message, mode)), turns[-1])
-        return Played(
-            prompt_ids=turns[0].prompt_ids,
-            completion_ids=dialogue.ids,
-            forced=dialogue.forced,
-            text=dialogue.text,
-            message=shown.message,
-            prefilled=shown.prefilled,
-            mode=episode.opening.mode,
-            thinking_budget=episode.opening.thinking_budget,
-            thinking_tokens=sum(turn.thinking_tokens for turn in turns),
-            closed_by="budget" if any(turn.closed_by == "budget" for turn in turns) else turns[-1].closed_by,
-            truncated=episode.cut,
-            outcome=episode.outcome,
-            environment_seconds=episode.seconds,
-        )
+        return _as_one(episode, dialogue.completions, mode, dialogue.ids, dialogue.forced, dialogue.text)
+
+
+class RenderingSpeaker:
+    """Whatever answers conversations: each turn is asked for anew, and rendered as a server renders it.
+
+    Its tokens are not to be trained on: a template may drop earlier thinking, and text may be tokenized otherwise.
+    """
+
+    def __init__(self, generate: Answers) -> None:
+        self._generate = generate
+        self.completions: dict[int, list[Completion]] = {}
+
+    def __call__(self, episodes: Sequence[Episode], seed: int) -> None:
+        prompts = [replace(episode.opening, messages=episode.messages) for episode in episodes]
+        for episode, completion in zip(episodes, self._generate(prompts, seed=seed), strict=True):
+            self.completions.setdefault(id(episode), []).append(completion)
+            episode.take(None if completion.truncated else completion.message)
+
+    def played(self, episode: Episode, mode: Mode | None) -> Played:
+        """The whole episode as one completion, with the model's own tokens alone."""
+        turns = self.completions[id(episode)]
+        ids = [token for turn in turns for token in turn.completion_ids]
+        forced = [flag for turn in turns for flag in turn.forced]
+        text = "\n\n".join(f"{message['role']}: {message['content']}" for message in episode.messages[1:])
+        return _as_one(episode, turns, mode, ids, forced, text)
+
+
+def _as_one(
+    episode: Episode, turns: Sequence[Completion], mode: Mode | None, ids: list[int], forced: list[bool], text: str
+) -> Played:
+    """An episode, asked for in a mode (by template or by flag), as one completion."""
+    shown = next((turn for turn in turns if _off_form(turn.message, mode)), turns[-1])
+    return Played(
+        prompt_ids=turns[0].prompt_ids,
+        completion_ids=ids,
+        forced=forced,
+        text=text,
+        message=shown.message,
+        prefilled=shown.prefilled,
+        mode=episode.opening.mode,
+        thinking_budget=episode.opening.thinking_budget,
+        thinking_tokens=sum(turn.thinking_tokens for turn in turns),
+        closed_by="budget" if any(turn.closed_by == "budget" for turn in turns) else turns[-1].closed_by,
+        truncated=episode.cut,
+        outcome=episode.outcome,
+        environment_seconds=episode.seconds,
+        messages=episode.messages,
+    )
 
 
 def _off_form(message: ParsedMessage, mode: Mode | None) -> bool:
@@ -213,7 +250,7 @@ def _off_form(message: ParsedMessage, mode: Mode | None) -> bool:
 
 
 def complete(
-    generate: Any,
+    generate: Answers,
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[Prompt],
     *,
@@ -224,32 +261,26 @@ def complete(
 ) -> list[Completion]:
     """One completion a row, in order: rows of interactive tasks are played, the others are answered.
 
+    What continues tokens (`Continues`) keeps every turn as it was sampled; whatever else answers, as a served model, is
+    asked turn by turn with the messages so far.
+
     Args:
-        generate: a `Generator`, or what answers as it does; to play it has to continue `Prompt.ids`.
+        generate: a `Generator`, or what answers as it does.
         prompts: how each row is asked.
         seed: of all sampling.
         progress: called with the number of rows that are done.
         agree: as in `play`, where several processes have to generate at the same time; all of them then call this.
-
-    Raises:
-        PosttrainError: a row is to be played by what cannot continue a dialogue.
     """
     environments = {at: made for at, row in enumerate(rows) if (made := environment_for(row)) is not None}
-    if environments and not isinstance(generate, Continues):
-        raise PosttrainError(
-            Problem(
-                f"the task {rows[next(iter(environments))]['task']} is played over several turns",
-                why="what answers here takes whole conversations, and cannot go on from tokens",
-                remedy="play it with a local model",
-            )
-        )
     single = [at for at in range(len(rows)) if at not in environments]
     done: dict[int, Completion] = {}
     if single or agree is not None:
         answers = generate([prompts[at] for at in single], seed=seed, progress=progress)
         done = dict(zip(single, answers, strict=True))
     if environments or agree is not None:
-        speaker = TokenSpeaker(generate, limits or Limits())
+        speaker: TokenSpeaker | RenderingSpeaker = RenderingSpeaker(generate)
+        if isinstance(generate, Continues):
+            speaker = TokenSpeaker(generate, limits or Limits())
         episodes = {at: Episode.begin(made, rows[at], prompts[at]) for at, made in environments.items()}
         ended, agreed = progress or (lambda count: None), agree or (lambda live: live)
         play(list(episodes.values()), speaker, seed=seed, ended=ended, agree=agreed)

@@ -106,12 +106,13 @@ class MtrBench:
 
     def _query(self, number: int, seed: int, levels: Sequence[str], max_turns: int | None) -> Query:
         game = self.games[number % len(self.games)]
-        level = levels[number // len(self.games) % len(levels)]
-        instance = derive_seed(game, level, seed, number)
+        round_, turn = divmod(number // len(self.games), len(levels))
+        level = levels[turn]
+        instance = derive_seed(game, level, seed, round_)  # the same, whatever other games and levels are asked for
         entry = {"game": game, "seed": instance, "difficulty": level, "max_turns": max_turns}
         row = {"entry": json.dumps(entry)}
         return make_query(
-            id=f"{game}-{level}-{seed}-{number}",
+            id=f"{game}-{level}-{seed}-{round_}",
             prompt=monitor_of(row).opening(),
             answer="",
             task=f"mtr_bench:{game}",
