@@ -23,6 +23,8 @@ TASKS: dict[str, str] = {
     "mtr_bench:": "posttrain.rl.environments.task:MtrBench",
     "number": "posttrain.tasks.verifiers:Number",
     "reasoning_gym:": "posttrain.tasks.reasoning_gym:ReasoningGym",
+    "retry:": "posttrain.rl.environments.retry:Retry",
+    "textarena:": "posttrain.rl.environments.textarena:TextArena",
 }
 
 
