@@ -1,8 +1,8 @@
-"""Time that environments take of multi-turn rollouts: every game, in every difficulty, in one batch (seconds, one thread).
+"""The share of multi-turn rollouts' time that environments take: every game in every difficulty, in one batch.
 
 The model is a small untrained Qwen3, which answers in few and cheap tokens: a real one makes the share smaller. It says
 nothing that could be played, so each of its messages is handed to the game as the move that the reference player makes
-there: the games do their whole work. Targets: 2 % of the rollouts' time at most.
+there: the games do their whole work, on one thread beside the model. Target: 2 % of the rollouts' time at most.
 
     python benchmarks/environments.py [--instances 4] [--results FILE]
 """
@@ -32,7 +32,7 @@ from posttrain.templates.parsed import ParsedMessage
 
 FAMILY = get_family("qwen3_instruct_2507")
 TARGET = 0.02
-TURN_TOKENS = 12  # a short move; whoever thinks spends hundreds
+TURN_TOKENS = 64  # about 10 are said: a short move, where a model that thinks says hundreds
 
 
 class ReferencePlays(GameEnvironment):
@@ -41,9 +41,9 @@ class ReferencePlays(GameEnvironment):
     thinking = 0.0
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        opening = super().reset(row)
-        self._player, self._told = type(self.monitor.game).reference(), self.monitor.game.rules()
-        return opening
+        self._told = super().reset(row)
+        self._player = type(self.monitor.game).reference()
+        return self._told
 
     def step(self, message: ParsedMessage) -> Reply:
         start = time.perf_counter()

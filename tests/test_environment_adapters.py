@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.errors import PosttrainError
-from posttrain.rl.environments.tool_use import ToolEnvironment
+from posttrain.rl.environments.tool_use import HOW_TO_CALL, ToolEnvironment
 from posttrain.tasks.environment import Environment, environment_for
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import check_gold
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
+from tests.tiny_player import build
 
 QWEN3 = get_family("qwen3")
 
@@ -136,3 +138,71 @@ def test_an_interactive_row_is_an_environment_of_trl() -> None:
     assert environment.get_reward() == 1.0
     with pytest.raises(ValueError, match="not interactive"):
         environment.reset(**next(get_task("arithmetic").queries(1, 0)))
+
+
+def calling_policy(folder: Path, row: dict[str, Any]) -> tuple[Any, Any]:
+    """A model that was taught one thing: to call `move`, whatever is replied."""
+    import torch
+    import trl
+
+    from posttrain.model.policy import load_model, load_tokenizer
+
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+    options: dict[str, Any] = {"tools": [ToolEnvironment().move], "add_generation_prompt": True, "tokenize": False}
+    asked = [{"role": "user", "content": row["prompt"][0]["content"] + HOW_TO_CALL}]
+    prompt = load_tokenizer(build(folder / "first")).apply_chat_template(asked, chat_template=template, **options)
+    call = '<tool_call>\n{"name": "move", "arguments": {"move": "? 1 2"}}\n</tool_call><|im_end|>'
+    replied = "\n<|im_start|>user\n<tool_response>\n{}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+
+    policy = build(folder / "second", [prompt + call + replied] * 20, vocabulary=700)
+    model, tokenizer = load_model(policy), load_tokenizer(policy)
+    tokenizer.chat_template = template  # one whose tool calls TRL can read
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(90):
+        given = [prompt, replied.format("<>="[step % 3]), replied.format("<>="[step % 2])]
+        ids: list[int] = []
+        labels: list[int] = []
+        for context in given:
+            outside, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, call))
+            ids += outside + said
+            labels += [-100] * len(outside) + said
+        loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+    return model, tokenizer
+
+
+def test_stock_trl_plays_our_environments(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = list(get_task("mtr_bench:MinMax").queries(2, 0, difficulty="easy", max_turns=4))
+    model, tokenizer = calling_policy(tmp_path / "policy", rows[0])
+    trainer = GRPOTrainer(
+        model=model,
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "run"),
+            max_steps=1,
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=160,
+            max_tool_calling_iterations=3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            temperature=0.05,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        environment_factory=ToolEnvironment,
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["tools/call_frequency"] > 1
+    assert logged["tools/failure_frequency"] == 0
+    assert "rewards/ToolEnvironment/mean" in logged
+    assert any(environment._environment.outcome.turns > 1 for environment in trainer.environments)

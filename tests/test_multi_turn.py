@@ -34,7 +34,7 @@ from posttrain.tasks.task import check_gold
 from posttrain.templates.families import FAMILIES, Family, Mode
 from posttrain.templates.parse import parse
 from posttrain.templates.render import render
-from tests.tiny_player import QWEN3, build, generator, talkative
+from tests.tiny_player import QWEN3, Served, build, generator, talkative
 
 MODES = [(family, mode) for family in FAMILIES.values() for mode in family.modes]
 
@@ -175,6 +175,17 @@ def test_reserved_rows_of_a_game_are_scored_by_playing(policy: Path) -> None:
     for one in graded:
         assert all(isinstance(completion, Played) for completion in one.completions)
         assert one.scores == [completion.outcome.score for completion in one.completions]  # type: ignore[attr-defined]
+
+
+def test_a_served_model_is_asked_with_what_was_said_so_far(policy: Path) -> None:
+    served, queries = Served(policy), rows(6)
+    done = complete(served, queries, [Prompt(row["prompt"], mode="thinking") for row in queries], seed=1)
+    assert all(prompt.ids is None for prompt in served.asked)
+    longest = max(served.asked, key=lambda prompt: len(prompt.messages)).messages
+    assert [message["role"] for message in longest[:3]] == ["user", "assistant", "user"]
+    assert any(isinstance(one, Played) and one.messages[: len(longest)] == longest for one in done)
+    with pytest.raises(TypeError, match="token by token"):
+        Episodes().complete(served, queries, [], seed=1, max_tokens=99, anyone=None)
 
 
 # --- the task

@@ -18,7 +18,8 @@ QWEN3 = get_family("qwen3")
 SAMPLED = {mode: Sampling(temperature=1.0) for mode in QWEN3.modes}
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, texts: Sequence[str] = (), vocabulary: int = 330) -> Path:
+    """A random model under `folder`, its tokenizer trained on these texts (default: sums)."""
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -30,9 +31,9 @@ def build(folder: Path) -> Path:
         "tie_word_embeddings": False,
         "initializer_range": 0.2,
     }
-    tokenizer = TrainedTokenizer(train_on=["text"], vocab_size=330)
+    tokenizer = TrainedTokenizer(train_on=["text"], vocab_size=vocabulary)
     spec = ModelSpec(architecture="Qwen3ForCausalLM", config=sizes, tokenizer=tokenizer)
-    build_policy(spec, QWEN3, folder, seed=1, texts=list(corpus(300, 0)))
+    build_policy(spec, QWEN3, folder, seed=1, texts=list(texts or corpus(300, 0)))
     return folder
 
 

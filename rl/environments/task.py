@@ -157,8 +157,8 @@ def transcript(row: Mapping[str, Any], player: str, draw: random.Random) -> tupl
     monitor = monitor_of(row)
     game: Game = monitor.game
     choose = type(game).reference() if player == "reference" else lambda told: game.random_move(draw)
-    told = game.rules()
-    messages = [{"role": "user", "content": monitor.opening()}]
+    told = monitor.opening()
+    messages = [{"role": "user", "content": told}]
     while True:
         messages.append({"role": "assistant", "content": f"\\boxed{{{choose(told)}}}"})
         reply = monitor.step(messages[-1]["content"])

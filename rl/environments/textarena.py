@@ -117,9 +117,9 @@ class TextArena:
 
     def _query(self, number: int, seed: int, turns: int) -> Query:
         instance = derive_seed(self.name, seed, number)
-        row = {"entry": json.dumps({"seed": instance, "turns": turns})}
+        entry = json.dumps({"seed": instance, "turns": turns})
         try:
-            opening = self.environment().reset(row)
+            opening = self.environment().reset({"entry": entry})
         except Exception as error:
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
             remedy = "take a single-player game that needs no data from elsewhere"
@@ -131,7 +131,7 @@ class TextArena:
             task=self.name,
             domain="textarena",
             key=f"{self.name}/{instance}",
-            **row,
+            entry=entry,
         )
 
 
