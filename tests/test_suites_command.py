@@ -1,0 +1,100 @@
+"""`posttrain eval --suite` from the command line: a real model of random weights, and a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from posttrain.cli import main
+from posttrain.model.artifacts import is_complete, read_json
+from tests.scripted_server import said, scripted
+from tests.test_generation import config, tokenizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tiny Qwen3 models of random weights."""
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        directory = tmp_path_factory.mktemp("models") / f"tiny{seed}"
+        Qwen3ForCausalLM(config(initializer_range=0.2, max_position_embeddings=4096)).save_pretrained(directory)
+        tokenizer().save_pretrained(directory)
+        made.append(directory)
+    return made
+
+
+def evaluate(*arguments: Any) -> int:
+    return main(["eval", *map(str, arguments), "--quiet"])
+
+
+def test_two_models_in_both_modes_and_under_a_budget(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--suite", "length-ctrl", "--suite", "think-follow", "--limit", 3, "--max-new-tokens", 8, "--budget", 4]
+    named = [word for path in models for word in ("--model", path)]
+    assert evaluate(*asked, *named, "--output", tmp_path) == 0
+    settings = {path.name for path in (tmp_path / "tiny0" / "length-ctrl").iterdir()}
+    assert settings == {"thinking", "non_thinking", "thinking@4"}
+    assert all(is_complete(path) for path in tmp_path.glob("*/*/*"))
+    limited = [json.loads(line) for line in (tmp_path / "tiny1/length-ctrl/thinking@4/answers.jsonl").open()]
+    assert len(limited) == 3 and all(turn["thinking_tokens"] <= 4 for record in limited for turn in record["turns"])
+    follow = read_json(tmp_path / "tiny0/think-follow/flags/figures.json")
+    assert follow["metrics"]["followed"]["n"] == 3 * 4
+    table = (tmp_path / "suites.md").read_text()
+    assert "| suite | setting | metric | tiny0 | tiny1 |" in table and "think-follow" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/answers.jsonl")}
+    assert evaluate(*asked, *named, "--output", tmp_path) == 0, "what is finished is not asked again"
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/answers.jsonl")}
+
+
+def test_a_served_model(tmp_path: Path) -> None:
+    with scripted(lambda path, body: said("<think>\nHm.\n</think>\n\n" + "one two three " * 10)) as server:
+        server.models = ["org/model"]
+        asked = ["--suite", "length-ctrl", "--limit", 4, "--mode", "thinking", "--output", tmp_path]
+        assert evaluate("--endpoint", server.url, "--model", "org/model", *asked) == 0
+        assert len(server.asked) == 4
+        body = server.asked[0][1]
+        assert body["chat_template_kwargs"] == {"enable_thinking": True} and body["max_tokens"] == 4096
+    figures = read_json(tmp_path / "model" / "length-ctrl" / "thinking" / "figures.json")
+    assert figures["items"] == 4 and figures["answers"]["thought"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "nowhere"], "nothing to score on"),
+        (["--model", "nowhere", "--suite", "length-ctrl"], "no model there"),
+        (["--model", "MODEL", "--suite", "nothing"], "no suite is called"),
+        (["--model", "MODEL", "--model", "MODEL", "--suite", "length-ctrl"], "two models are called"),
+        (["--model", "m", "--suite", "length-ctrl", "--endpoint", "nowhere"], "no address of a server"),
+        (["--model", "m", "--suite", "length-ctrl", "--endpoint", "http://127.0.0.1:9"], "not reachable"),
+        (["--model", "MODEL", "--suite", "gsm-symbolic"], "make suites"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_asked(
+    arguments: list[str],
+    told: str,
+    models: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POSTTRAIN_SUITES", str(tmp_path / "none"))
+    given = [str(models[0]) if word == "MODEL" else word for word in arguments]
+    assert evaluate(*given, "--output", tmp_path / "out") == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_same_seed_gives_the_same_answers(models: list[Path], tmp_path: Path) -> None:
+    asked = ["--suite", "length-ctrl", "--limit", 2, "--max-new-tokens", 6, "--mode", "thinking", "--model", models[0]]
+    for name in ("a", "b"):
+        assert evaluate(*asked, "--output", tmp_path / name) == 0
+    answers = [(tmp_path / n / "tiny0/length-ctrl/thinking/answers.jsonl").read_text() for n in ("a", "b")]
+    assert answers[0] == answers[1]
+    assert evaluate(*asked, "--seed", 5, "--output", tmp_path / "a") == 2, "answers of another seed stand there"
