@@ -48,13 +48,14 @@ own folder. `posttrain check RECIPE` tells every problem at once, with its line.
 FORMATS = """\
 ### Data formats
 
-Three shapes of rows are known. `map` makes the columns where they have other names, `filter` leaves rows out.
+Four shapes of rows are known. `map` makes the columns where they have other names, `filter` leaves rows out.
 
 | `format` | columns | what becomes of it |
 |---|---|---|
 | `conversational` | `messages`, perhaps `tools` | a conversation to train on; roles are system, user, assistant, tool |
 | `prompt_completion` | `prompt`, `completion`: text or messages | one conversation |
 | `queries` | `prompt`: text or messages; `answer`; perhaps the columns below | a query with its reference |
+| `preference` | `prompt`; `chosen`, `rejected`: text or a message | a pair, for `dpo` and `reward_model` |
 
 A query may also bring `task` (what scores it, if not `verifier`), `reasoning` and `response` (a worked solution, which
 `sft` trains on), `difficulty`, `domain`, `key`, `id`, and `entry` (JSON for the verifier).

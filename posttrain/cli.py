@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from posttrain import __version__
 from posttrain.budget.serve import add_arguments as add_serve_arguments
@@ -109,7 +110,27 @@ def parser() -> argparse.ArgumentParser:
     preview.add_argument("--stage", required=True)
     preview.add_argument("--samples", type=int, default=4)
     preview.set_defaults(command=_preview)
+    _add_rewards(commands)
     return root
+
+
+def _add_rewards(commands: Any) -> None:
+    rewards = commands.add_parser("rewards", help="look at rewards without a run").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    listed = rewards.add_parser("list", help="every reward and task, with options and what pays for it")
+    listed.set_defaults(command=_rewards_list)
+    probe = rewards.add_parser("probe", help="try rewards and tasks with gold answers, tricks and a search for hacks")
+    probe.add_argument("names", nargs="*", metavar="NAME", help="tasks and rewards of form; default: all")
+    probe.add_argument("--seed", type=int, default=0, help="of the problems and of the search")
+    probe.add_argument("--no-search", action="store_true", help="gold answers and tricks alone")
+    probe.set_defaults(command=_rewards_probe)
+    score = rewards.add_parser("score", help="score rows of a file, and say why")
+    score.add_argument("file", type=Path, help="JSONL: task, prompt, completion, answer or fields, mode")
+    score.add_argument("--rewards", default="by_task", help="as in a recipe, in YAML; default: by_task")
+    score.add_argument("--family", default="qwen3", help="the template family of the completions")
+    score.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    score.set_defaults(command=_rewards_score)
 
 
 def _recipe_arguments(command: argparse.ArgumentParser, *, needed: bool = True) -> None:
@@ -200,6 +221,24 @@ def _serve(arguments: argparse.Namespace) -> None:
     from posttrain.budget.serve import serve
 
     serve(arguments, arguments.rest, arguments.words)
+
+
+def _rewards_list(arguments: argparse.Namespace) -> None:
+    from posttrain.run.rewards import list_rewards
+
+    list_rewards()
+
+
+def _rewards_probe(arguments: argparse.Namespace) -> int:
+    from posttrain.run.rewards import probe_rewards
+
+    return int(probe_rewards(arguments.names, seed=arguments.seed, hack=not arguments.no_search) > 0)
+
+
+def _rewards_score(arguments: argparse.Namespace) -> None:
+    from posttrain.run.rewards import score_file
+
+    score_file(arguments.file, rewards=arguments.rewards, family=arguments.family, output=arguments.output)
 
 
 def _preview(arguments: argparse.Namespace) -> None:

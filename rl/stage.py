@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -155,10 +156,33 @@ class GrpoStage(RolloutStage):
             yield Fault(("rewards",), "a stage of RL needs a reward", remedy="as rewards: {accuracy: 1.0}")
         for name, spec in self.rewards.items():
             try:
-                _column(name, spec)
+                column = _column(name, spec)
+                for task in self._tasks(recipe) if name == "task" else []:
+                    column.reward.function.table_of({"task": task})  # type: ignore[union-attr]
             except PosttrainError as error:
                 for problem in error.problems:
                     yield Fault(("rewards", name), problem.what, problem.why, problem.remedy)
+        for loc, stage in self._reward_stages():
+            if stage in recipe.stages and recipe.stages[stage].leaves_policy:
+                what = f"stage `{stage}` trains no reward model"
+                yield Fault(loc, what, remedy="name a stage of kind `reward_model`")
+
+    def _tasks(self, recipe: Recipe) -> list[str]:
+        """The tasks that the recipe names for this stage's queries; rows of files may name others."""
+        specs = [recipe.data[name] for name in self.queries.weights if name in recipe.data]
+        return sorted({str(spec.verifier or spec.task) for spec in specs if spec.verifier or spec.task})
+
+    def _reward_stages(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Stages whose models the rewards ask, with their places below the stage."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for name, spec in self.rewards.items():
+            with contextlib.suppress(PosttrainError):  # told by `faults`
+                stages = getattr(getattr(_column(name, spec).reward, "function", None), "stages", list)
+                found += [(("rewards", name), stage) for stage in stages()]
+        return found
+
+    def stage_references(self) -> list[tuple[tuple[str | int, ...], str]]:
+        return [*super().stage_references(), *self._reward_stages()]
 
     def reward_columns(self) -> tuple[list[RewardColumn], list[float]]:
         """The rewards as TRL takes them, each by itself, and their weights.
@@ -185,6 +209,9 @@ class GrpoStage(RolloutStage):
         from posttrain.rl.trainer import PolicyTrainer
 
         columns, weights = self.reward_columns()
+        for column in columns:
+            if (opens := getattr(getattr(column.reward, "function", None), "open", None)) is not None:
+                opens(context.run)
         owned = {**self.decided_options(), "reward_weights": weights}
         args = trainer_arguments(GRPOConfig, context, self, defaults=ON_POLICY_SAMPLING, **owned)
         rows = load_from_disk(str(context.dir.data / "train"))

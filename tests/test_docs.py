@@ -35,6 +35,7 @@ PAGES = (
     "ROADMAP.md",
     "docs/budget.md",
     "docs/recipe.md",
+    "docs/rewards.md",
     "docs/reinforcement_learning.md",
     "docs/sandbox.md",
     "docs/serving.md",
@@ -94,7 +95,7 @@ def test_commands_of_the_readme_parse() -> None:
     found = list(commands("README.md"))
     for words in found:
         parser().parse_args(words)
-    assert {words[0] for words in found} == {"check", "run", "report", "eval", "chat", "data", "serve"}
+    assert {words[0] for words in found} == {"check", "run", "report", "eval", "chat", "data", "serve", "rewards"}
 
 
 def test_a_command_that_is_not_there_would_be_noticed() -> None:
@@ -202,11 +203,11 @@ def put_in_place(example: str, folder: Path) -> tuple[ModuleType, str]:
 
 
 def test_the_example_of_a_stage_kind_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, path = put_in_place("rl/dpo.py", tmp_path)
-    monkeypatch.setitem(STAGE_KINDS, "dpo", path)
-    recipe = readme_recipe(tmp_path, block_of("CONTRIBUTING.md", "yaml", "kind: dpo"))
+    _, path = put_in_place("rl/kto.py", tmp_path)
+    monkeypatch.setitem(STAGE_KINDS, "kto", path)
+    recipe = readme_recipe(tmp_path, block_of("CONTRIBUTING.md", "yaml", "kind: kto"))
     stage = load_recipe(recipe).recipe.stages["preferences"]
-    assert (stage.kind, stage.data_references()) == ("dpo", [(("queries",), "sums")])
+    assert (stage.kind, stage.data_references()) == ("kto", [(("queries",), "sums")])
     faults = {
         "stages.preferences.train.learning_rte=1": "did you mean `learning_rate`",
         "stages.preferences.queries=summs": "did you mean `sums`",

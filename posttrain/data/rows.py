@@ -18,7 +18,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.tasks.task import make_query, text_key
 
 Row = dict[str, Any]
-Shape = Literal["queries", "conversational", "prompt_completion"]
+Shape = Literal["queries", "conversational", "prompt_completion", "preference"]
 
 CONVERSATION_COLUMNS = ("id", "messages", "tools", "answer", "task", "domain", "difficulty", "key", "entry")
 ROLES = ("system", "user", "assistant", "tool")
@@ -35,6 +35,8 @@ def shape_of(columns: Collection[str], mapped: Collection[str] = (), verifier: s
     """
     there = {*columns, *mapped}
     for names in (set(mapped), there):
+        if {"chosen", "rejected"} <= names and "prompt" in there:
+            return "preference"
         if "completion" in names and "prompt" in there:
             return "prompt_completion"
         if "messages" in names and not (verifier and "prompt" in there):
@@ -64,6 +66,8 @@ class RowReader:
         """A row in its final form. Raises BadRow with what is wrong with it."""
         if self.shape == "queries":
             return self._query(row, number)
+        if self.shape == "preference":
+            return self._preference(row, number)
         messages = read_messages(_required(row, "messages")) if self.shape == "conversational" else _completed(row)
         if not any(message["role"] == "assistant" for message in messages):
             raise BadRow("the conversation has no assistant turn")
@@ -74,6 +78,18 @@ class RowReader:
             "tools": _tools(row),
         }
 
+    def _preference(self, row: Mapping[str, Any], number: int) -> Row:
+        """A query with the better answer as its response, and the other one in its entry."""
+        answers = {side: _as_messages(_required(row, side), "assistant") for side in ("chosen", "rejected")}
+        for side, turns in answers.items():
+            if len(turns) != 1 or turns[0]["role"] != "assistant" or not turns[0]["content"]:
+                raise BadRow(f"column {side!r} is one answer of the assistant, as text or as one message")
+        chosen, rejected = (answers[side][0]["content"] for side in ("chosen", "rejected"))
+        if chosen == rejected:
+            raise BadRow("chosen and rejected are the same answer")
+        own = {key: value for key, value in row.items() if key not in ("chosen", "rejected", "entry", "answer")}
+        return self._query({**own, "task": "", "response": chosen, "entry": {"rejected": rejected}}, number)
+
     def _query(self, row: Mapping[str, Any], number: int) -> Row:
         prompt = _as_messages(_required(row, "prompt"), "user")
         if not any(message["role"] == "user" for message in prompt):
@@ -83,7 +99,10 @@ class RowReader:
                 raise BadRow(f"a prompt's messages have role and content only, not {', '.join(sorted(extra))}")
         query = self._shared(row, prompt, number)
         if query["task"]:
-            if not query["entry"] and (problem := self._check(query["task"], query["answer"])):
+            problem = self._check_entry(query["task"], query["entry"]) if query["entry"] else None
+            if not query["entry"]:
+                problem = self._check(query["task"], query["answer"])
+            if problem:
                 raise BadRow(f"{problem} (verifier {query['task']!r})")
         elif query["answer"]:
             raise BadRow("nothing scores this answer: give the data set a `verifier`, or the row a `task`")
@@ -109,6 +128,22 @@ class RowReader:
             response=_text(row, "response"),
             entry=_text(row, "entry"),
         )
+
+    def _check_entry(self, task: str, entry: str) -> str | None:
+        """What is wrong with an entry, if the task looks at entries of rows and can say."""
+        from posttrain.tasks.registry import get_task
+
+        try:
+            check: Callable[[Any], str | None] | None = getattr(get_task(task), "entry_problem", None)
+        except PosttrainError as error:
+            raise BadRow("; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)) from None
+        if check is None:
+            return None
+        try:
+            value = json.loads(entry)
+        except ValueError:
+            return "its entry is no JSON"
+        return check(value) if isinstance(value, dict) else "its entry is no JSON object"
 
     def _check(self, task: str, answer: str) -> str | None:
         """What is wrong with an answer, if the task verifies answers of rows and can say."""

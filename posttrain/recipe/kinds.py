@@ -15,6 +15,8 @@ from posttrain.recipe.stage import Stage
 STAGE_KINDS = {
     "sft": "posttrain.sft.stage:SftStage",
     "grpo": "posttrain.rl.stage:GrpoStage",
+    "dpo": "posttrain.rl.dpo:DpoStage",
+    "reward_model": "posttrain.rl.reward_model:RewardModelStage",
     "off_policy_distillation": "posttrain.distill.off_policy:OffPolicyDistillationStage",
     "on_policy_distillation": "posttrain.distill.on_policy:OnPolicyDistillationStage",
 }

@@ -56,6 +56,8 @@ def _model(model: Any, folder: Path) -> Any:
 
 
 def _data(spec: Any, folder: Path) -> Any:
+    if isinstance(spec, dict) and "options" in spec:
+        spec = {**spec, "options": _deep(spec["options"], folder)}
     return _replace(_replace(spec, "path", folder, always=True), "dataset", folder)
 
 

@@ -39,8 +39,9 @@ def _start(stages: Mapping[str, Stage], order: list[str], name: str) -> Origin:
         return "model", stage.model
     if stage.start_from is not None:
         return ("base",) if stage.start_from == BASE else ("stage", stage.start_from)
-    position = order.index(name)
-    return ("stage", order[position - 1]) if position else ("base",)
+    before = order[: order.index(name)]
+    policies = [other for other in before if other not in stages or stages[other].leaves_policy]
+    return ("stage", policies[-1]) if policies else ("base",)
 
 
 def kinds_of(recipe: Recipe) -> dict[str, tuple[Kind, Kind]]:
@@ -164,6 +165,14 @@ def _stage_reference_faults(parts: Parts, name: str, stage: Stage) -> Iterator[F
             yield from _earlier_faults(parts, name, str(teacher), (*here, "teacher", *loc))
         if loc[:1] == ("by_data",):
             yield from _data_faults(parts, str(loc[1]), (*here, "teacher", *loc))
+    starts = [
+        ((), "start_from", stage.start_from),
+        *((loc, "teacher", one) for loc, one in each_teacher(stage.teacher)),
+    ]
+    for place, key, other in starts:
+        if isinstance(other, str) and other in parts.stages and not parts.stages[other].leaves_policy:
+            what = f"stage `{other}` leaves no policy, but a model of kind {parts.stages[other].kind}"
+            yield Fault((*here, key, *place), what, remedy="name a stage that leaves a policy")
     for loc, other in stage.stage_references():
         yield from _earlier_faults(parts, name, other, (*here, *loc), extra=[BASE])
     for loc, data in stage.data_references():

@@ -85,7 +85,7 @@ class DataSpec(Spec):
     size: int | None = Field(default=None, gt=0, description="rows to make (tasks)")
     seed: int = Field(default=0, description="the task's seed")
     options: dict[str, Any] = Field(default_factory=dict, description="the task's own options")
-    format: Literal["auto", "conversational", "prompt_completion", "queries"] = Field(
+    format: Literal["auto", "conversational", "prompt_completion", "queries", "preference"] = Field(
         default="auto", description="what the rows are; `auto` tells by the columns, see [Data formats](#data-formats)"
     )
     map: dict[str, str] = Field(default_factory=dict, description="new column: existing column, or template string")

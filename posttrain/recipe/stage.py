@@ -85,11 +85,15 @@ class Stage(BaseModel):
 
     trainer_config: ClassVar[str] = ""
     """`module:Class` of the config class that `train:` is checked against."""
+    leaves_policy: ClassVar[bool] = True
+    """Whether the model that it leaves answers prompts; one that does not is nobody's start or teacher."""
     owned_options: ClassVar[Mapping[str, str]] = {}
     """Options of that class which this kind of stage sets itself, each with the reason told to a user who gives it."""
 
     kind: str = Field(description="the kind of the stage")
-    start_from: str | None = Field(default=None, description="an earlier stage, or `base`; default: the stage before")
+    start_from: str | None = Field(
+        default=None, description="an earlier stage, or `base`; default: the last stage before that leaves a policy"
+    )
     model: ModelSpec | None = Field(default=None, description="start from this model instead (a student, say)")
     teacher: Teacher | None = Field(
         default=None, description="an earlier stage, a model directory, a hub id, a served model, or several of these"
@@ -129,6 +133,10 @@ class Stage(BaseModel):
     def build_data(self, context: StageContext) -> dict[str, Any]:
         """Write what the stage trains on into `context.dir.data`; return the funnel (counts) as JSON-able data."""
         raise NotImplementedError
+
+    def evaluate(self, context: StageContext) -> tuple[dict[str, Any], str] | None:
+        """Its figures (`scores`, `budget_curve`) and samples, if it is not scored as a policy is; else None."""
+        return None
 
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
         """A `transformers.Trainer` over the built data, ready for `train(resume_from_checkpoint=...)`."""

@@ -52,9 +52,10 @@ def stage_table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append(
                     {"title": title, "mode": TITLES[mode], "cells": cells, "lower_is_better": name == "truncated"}
                 )
-    cells = [_cell(stage, "think_follow", None) for stage in content["stages"]]
-    if any(cell is not None for cell in cells):
-        rows.insert(0, {"title": "ThinkFollow", "mode": "both", "cells": cells, "lower_is_better": False})
+    for name, title in (("pair_accuracy", "Pairs ranked rightly"), ("think_follow", "ThinkFollow")):
+        cells = [_cell(stage, name, None) for stage in content["stages"]]
+        if any(cell is not None for cell in cells):
+            rows.insert(0, {"title": title, "mode": "both", "cells": cells, "lower_is_better": False})
     return rows
 
 

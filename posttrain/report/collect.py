@@ -12,6 +12,8 @@ import yaml
 from posttrain.model.artifacts import RunDir, read_json
 
 MODES = ("thinking", "non_thinking")
+WHOLE = ("think_follow", "pair_accuracy")
+"""Figures of a stage that are no mode's."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -90,9 +92,10 @@ def flatten(scores: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             plain.setdefault(mode, {})[name] = figure.get("value", figure.get("mean"))
             if "low" in figure:
                 intervals.setdefault(mode, {})[name] = [figure["low"], figure["high"], figure["n"]]
-    if follow := scores.get("think_follow"):
-        plain["think_follow"] = follow["value"]
-        intervals["think_follow"] = [follow["low"], follow["high"], follow["n"]]
+    for name in WHOLE:
+        if whole := scores.get(name):
+            plain[name] = whole["value"]
+            intervals[name] = [whole["low"], whole["high"], whole["n"]]
     return plain, intervals
 
 

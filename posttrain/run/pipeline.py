@@ -138,7 +138,7 @@ def _evaluate(context: StageContext) -> None:
 
     recipe = context.recipe
     began = time.monotonic()
-    result, samples = evaluate_model(
+    result, samples = recipe.stages[context.name].evaluate(context) or evaluate_model(
         context.dir.model,
         recipe=recipe,
         spec=root_spec(recipe, context.name),
@@ -168,7 +168,9 @@ def budget_stages(recipe: Recipe) -> list[str]:
     hybrid = [
         name
         for name, (_, kind) in kinds_of(recipe).items()
-        if kind in ("hybrid", "thinking") and root_spec(recipe, name) is recipe.model
+        if kind in ("hybrid", "thinking")
+        and root_spec(recipe, name) is recipe.model
+        and recipe.stages[name].leaves_policy
     ]
     return hybrid[-1:]
 

@@ -22,9 +22,21 @@ TASKS: dict[str, str] = {
     "math": "posttrain.tasks.verifiers:Math",
     "mtr_bench:": "posttrain.rl.environments.task:MtrBench",
     "number": "posttrain.tasks.verifiers:Number",
+    "citations": "posttrain.tasks.citations:Citations",
+    "constraints": "posttrain.tasks.constraints:Constraints",
+    "constraints:": "posttrain.tasks.constraints:Constraints",
+    "instructions": "posttrain.tasks.instructions:Instructions",
+    "json": "posttrain.tasks.structured:Structured",
+    "judging": "posttrain.rl.rewards.judging:Judging",
+    "premises": "posttrain.tasks.premises:Premises",
     "reasoning_gym:": "posttrain.tasks.reasoning_gym:ReasoningGym",
     "retry:": "posttrain.rl.environments.retry:Retry",
     "textarena:": "posttrain.rl.environments.textarena:TextArena",
+    "request": "posttrain.tasks.open_answers:Request",
+    "symbols:": "posttrain.tasks.symbols:Symbols",
+    "synonym": "posttrain.tasks.open_answers:Synonym",
+    "tool_calls": "posttrain.tasks.tool_calls:ToolCalls",
+    "translation": "posttrain.tasks.translation:Translation",
 }
 
 

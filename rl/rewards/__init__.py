@@ -31,11 +31,18 @@ REWARDS: dict[str, str] = {
     "mode_following": "posttrain.rl.rewards.modes:mode_following",
     "format": "posttrain.rl.rewards.modes:think_format",
     "length": "posttrain.rl.rewards.length:soft_overlong",
+    "length_control": "posttrain.rl.rewards.length:length_control",
+    "language": "posttrain.rl.rewards.language:language",
+    "repetition": "posttrain.rl.rewards.repetition:repetition",
+    "verifier": "posttrain.rl.rewards.outcome:verifier",
+    "instructions": "posttrain.rl.rewards.instructions:instructions",
+    "judge": "posttrain.rl.rewards.judge:Judge",
+    "reward_model": "posttrain.rl.rewards.reward_model:RewardModel",
     "task": "posttrain.rl.rewards.by_task:ByTask",
     "environment": "posttrain.rl.rewards.environment:environment",
 }
 
-FORM = frozenset({"mode_following", "format", "answer_format", "length"})
+FORM = frozenset({"mode_following", "format", "answer_format", "length", "length_control", "language", "repetition"})
 """Rewards that look at the form alone: rubbish in good form earns them. A task's table pays them for content only."""
 
 GATES = ("mode_following", "format")

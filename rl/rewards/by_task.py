@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import RunDir
 from posttrain.rl.rewards import FORM, Reward, Rollout, Score, resolve_reward
 from posttrain.tasks.registry import get_task, task_rewards
 
@@ -31,6 +32,19 @@ class ByTask:
         for task in self._given:
             get_task(task)
         self._known: dict[str, Table] = {}
+
+    def stages(self) -> list[str]:
+        """The stages of the recipe that the rewards in the tables need."""
+        return [stage for reward in self._rewards() for stage in getattr(reward.function, "stages", list)()]
+
+    def open(self, run: RunDir) -> None:
+        """Hand the run to the rewards that take something from it."""
+        for reward in self._rewards():
+            if (opens := getattr(reward.function, "open", None)) is not None:
+                opens(run)
+
+    def _rewards(self) -> list[Reward]:
+        return [reward for table in self._given.values() for reward, _ in table]
 
     def __call__(self, query: Mapping[str, Any], rollout: Rollout) -> Score:
         return self.batch([query], [rollout])[0]

@@ -12,16 +12,24 @@ from posttrain.tasks.environment import Outcome
 
 def accuracy(query: Mapping[str, Any], rollout: Rollout) -> Score | None:
     """The task's score of the content or the episode; 0 for a truncated one. None where the query has no task."""
-    if not query.get("task"):
-        return None
-    if rollout.outcome is not None:
+    if query.get("task") and rollout.outcome is not None:
         return of_episode(rollout.outcome, rollout.truncated)
+    return verifier(query, rollout, by=str(query.get("task") or ""))
+
+
+def verifier(query: Mapping[str, Any], rollout: Rollout, *, by: str = "") -> Score | None:
+    """The score of a verifier that the option `by` names, whatever the row's task: json, tool_calls, constraints, ...
+
+    None where the option names none.
+    """
+    if not by:
+        return None
     if (unanswered := no_answer(rollout)) is not None:
         return unanswered
     from posttrain.tasks.registry import get_task
     from posttrain.tasks.task import verdict_of
 
-    verdict = verdict_of(get_task(query["task"]), rollout.message, query)
+    verdict = verdict_of(get_task(by), rollout.message, query)
     return Score(float(verdict.value), verdict.reason)
 
 

@@ -1,0 +1,128 @@
+"""Stage kind `reward_model`: a scalar reward model, trained from pairs of a chosen and a rejected answer.
+
+It leaves no policy: later stages start from the last one that did, and name this one by the reward `reward_model`. What
+it scores is prompt and final answer, never the thinking. Rewards are centred at 0 (arXiv 2312.09244, equation 2), so
+that the logistic function of a reward is a score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.recipe.stage import Fault, Stage, StageContext
+from posttrain.rl.preferences import PairSource
+from posttrain.templates.families import Kind
+
+if TYPE_CHECKING:
+    from posttrain.recipe.schema import Recipe
+
+CENTRED: Mapping[str, Any] = {"center_rewards_coefficient": 0.01}
+
+
+class RewardModelStage(Stage):
+    """Bradley-Terry training with TRL's trainer, on a model with a head of one number."""
+
+    trainer_config: ClassVar[str] = "trl:RewardConfig"
+    leaves_policy: ClassVar[bool] = False
+    owned_options: ClassVar[Mapping[str, str]] = {
+        "pad_token": "the tokenizer names it",
+        "eos_token": "the template's end of a turn stands in the data",
+        "chat_template_path": "the recipe's template is the one",
+        "model_init_kwargs": "the model is the one that the stage starts from",
+    }
+
+    kind: Literal["reward_model"] = "reward_model"
+    pairs: PairSource = Field(description="where chosen and rejected answers come from")
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the pairs that it is scored on")
+
+    def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
+        yield from self.pairs.faults(recipe)
+        if self.evaluate_every:
+            what = "a reward model answers nothing, so it has no curve of accuracy"
+            yield Fault(("evaluate_every",), what, remedy="leave it out: pairs held out are scored at the end")
+        if recipe.model.adapter is not None and (self.model is None or self.model.adapter is not None):
+            why = "its new head would stay as it was drawn"
+            yield Fault((), "a reward model is trained whole, without an adapter", why, "give the stage a `model:`")
+
+    def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
+        return self.pairs.data_references()
+
+    def build_data(self, context: StageContext) -> dict[str, Any]:
+        """Write data/train (chosen_ids, rejected_ids), held_out.jsonl, queries.parquet, the funnel and its examples."""
+        from datasets import Dataset
+
+        from posttrain.data.funnel import Funnel, json_line
+        from posttrain.model.artifacts import write_text
+        from posttrain.model.policy import load_tokenizer
+        from posttrain.rl.preferences import answer_text, build_pairs, write_queries
+
+        funnel = Funnel(context.seed)
+        pairs = build_pairs(self.pairs, context, funnel)
+        tokenizer = load_tokenizer(context.start)
+        count = round(self.held_out * len(pairs)) if len(pairs) > 1 else 0
+        held, trained = pairs[:count], pairs[count:]
+        rows = []
+        for pair in trained:
+            sides = [str(pair[side].get("content") or "") for side in ("chosen", "rejected")]
+            texts = [answer_text(pair["prompt"], content, context.family) for content in sides]
+            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            rows.append({"chosen_ids": ids[0], "rejected_ids": ids[1]})
+        Dataset.from_list(rows).save_to_disk(str(context.dir.data / "train"))
+        lines = [json_line({key: pair[key] for key in ("prompt", "chosen", "rejected")}) + "\n" for pair in held]
+        write_text(context.dir.data / "held_out.jsonl", "".join(lines))
+        write_queries(pairs, context.dir.data)
+        funnel.facts |= {"trained_on": len(trained), "held_out": len(held)}
+        funnel.write(context.dir.data)
+        return funnel.as_json()
+
+    def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
+        import torch
+        from datasets import load_from_disk
+        from transformers import AutoModelForSequenceClassification
+        from trl import RewardConfig, RewardTrainer
+
+        from posttrain.model.sampler import with_epoch_sampler
+        from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
+
+        args = trainer_arguments(RewardConfig, context, self, defaults=CENTRED)
+        rows = load_from_disk(str(context.dir.data / "train"))
+        if args.max_length and not any(
+            max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= args.max_length for row in rows
+        ):
+            what = f"stage {context.name}: every pair is longer than train.max_length ({args.max_length} tokens)"
+            raise PosttrainError(Problem(what, remedy="raise it"))
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)  # the head is drawn
+            scorer = AutoModelForSequenceClassification.from_pretrained(
+                str(context.start), num_labels=1, dtype=model.dtype, local_files_only=True
+            )
+        scorer.config.pad_token_id = tokenizer.pad_token_id
+        return with_optimizer(with_epoch_sampler(RewardTrainer), self.optimizer)(
+            model=scorer, args=args, train_dataset=rows, processing_class=tokenizer
+        )
+
+    def evaluate(self, context: StageContext) -> tuple[dict[str, Any], str]:
+        """Accuracy on the pairs held out: how often the chosen answer's reward is the higher one."""
+        from posttrain.data.funnel import json_line
+        from posttrain.evaluation.scores import score
+        from posttrain.rl.preferences import Scorer, pair_accuracy
+
+        lines = (context.dir.data / "held_out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        pairs = [json.loads(line) for line in lines]
+        right = pair_accuracy(Scorer(context.dir.model), pairs) if pairs else []
+        samples = [
+            {
+                "prompt": pair["prompt"][-1]["content"],
+                "answer": pair["chosen"].get("content"),
+                "completion": pair["rejected"].get("content"),
+                "score": value,
+            }
+            for pair, value in zip(pairs[:16], right, strict=False)
+        ]
+        scores = {"pair_accuracy": score([[value] for value in right])} if right else {}
+        return {"scores": scores, "budget_curve": []}, "".join(json_line(row) + "\n" for row in samples)
