@@ -34,6 +34,7 @@ PAGES = (
     "CHANGELOG.md",
     "ROADMAP.md",
     "docs/budget.md",
+    "docs/environments.md",
     "docs/recipe.md",
     "docs/rewards.md",
     "docs/reinforcement_learning.md",
