@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import PosttrainError
-from posttrain.evaluation.suites import data, reasoning_gym
+from posttrain.evaluation.suites import data, mtr_bench, reasoning_gym
 from posttrain.evaluation.suites.bfcl import Bfcl, accepted, fault_of, gold
 from posttrain.evaluation.suites.length_ctrl import LengthCtrl
 from posttrain.evaluation.suites.play import chosen, play_suite
@@ -26,7 +26,7 @@ from tests.sandboxed import needs_sandbox
 
 QWEN3 = get_family("qwen3")
 SETTING = Setting("non_thinking", None, QWEN3)
-BUILT_IN = ("length-ctrl", "think-follow", "tool-use")  # their data are part of the project
+BUILT_IN = ("length-ctrl", "mtr-bench", "think-follow", "tool-use")  # their data are part of the project
 
 needs_data = pytest.mark.skipif(not data.directory().exists(), reason="no data of suites: run `make suites`")
 
@@ -71,6 +71,7 @@ def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tasks of reasoning-gym in place of a hundred, with as many problems in all."""
     monkeypatch.setattr(reasoning_gym, "NAMES", ("chain_sum", "gcd", "word_sorting"))
     monkeypatch.setattr(reasoning_gym, "EACH", 34)
+    monkeypatch.setattr(mtr_bench, "INSTANCES", 3)
 
 
 # --- every suite

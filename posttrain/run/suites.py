@@ -11,8 +11,8 @@ from typing import Any
 from posttrain.errors import PosttrainError, Problem
 from posttrain.evaluation.suites.play import Generate, chosen, play_suite
 from posttrain.evaluation.suites.registry import get_suite
-from posttrain.evaluation.suites.suite import Item, Setting, Suite
-from posttrain.evaluation.suites.table import compare, markdown, shown
+from posttrain.evaluation.suites.suite import Item, Setting, Suite, Tabulated
+from posttrain.evaluation.suites.table import compare, finished, markdown, shown
 from posttrain.model.artifacts import RunDir, write_json, write_text
 from posttrain.progress import progress
 from posttrain.recipe.load import LoadedRecipe
@@ -72,6 +72,9 @@ def evaluate_suites(
     rows = compare(output, labels)
     write_json(output / "suites.json", rows)
     write_text(output / "suites.md", markdown(rows, labels))
+    for suite, _ in suites:
+        if isinstance(suite, Tabulated):
+            write_text(output / f"{suite.name}.md", suite.table(finished(output, labels, suite.name)))
     _print(rows, labels)
     print(f"figures, answers and samples: {output}")
 

@@ -16,6 +16,7 @@ SUITES: dict[str, str] = {
     "gsm-symbolic": "posttrain.evaluation.suites.gsm_symbolic:GsmSymbolic",
     "humaneval": "posttrain.evaluation.suites.humaneval:HumanEval",
     "length-ctrl": "posttrain.evaluation.suites.length_ctrl:LengthCtrl",
+    "mtr-bench": "posttrain.evaluation.suites.mtr_bench:MtrBench",
     "reasoning-gym": "posttrain.evaluation.suites.reasoning_gym:ReasoningGym",
     "think-follow": "posttrain.evaluation.suites.think_follow:ThinkFollow",
     "tool-use": "posttrain.evaluation.suites.tool_use:ToolUse",

@@ -120,6 +120,18 @@ class Suite(Protocol):
         ...
 
 
+@runtime_checkable
+class Tabulated(Protocol):
+    """A suite with a table of its own, written beside the common one as NAME.md."""
+
+    @property
+    def name(self) -> str: ...
+
+    def table(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+        """Markdown of what several models, by name, were marked: the lines of their `answers.jsonl`."""
+        ...
+
+
 def every_mode(family: Family, budgets: Sequence[int]) -> list[Setting]:
     """Every mode of the family without a budget, and thinking under each budget."""
     thinking = [Setting("thinking", budget, family) for budget in budgets if "thinking" in family.modes]

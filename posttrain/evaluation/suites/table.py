@@ -49,6 +49,18 @@ def compare(output: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def finished(output: Path, labels: Sequence[str], suite: str) -> dict[str, list[dict[str, Any]]]:
+    """The answers to one suite under OUTPUT/LABEL/SUITE, of every model and setting that is complete."""
+    return {
+        f"{label} {path.name}": [
+            json.loads(line) for line in (path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for label in labels
+        for path in sorted((output / label / suite).glob("*"))
+        if is_complete(path)
+    }
+
+
 def change(first: Mapping[str, float], second: Mapping[str, float]) -> Cell:
     """The mean difference over common items, with its 95 % interval (paired, normal). {} without common items."""
     differences = [second[id] - first[id] for id in first if id in second]
