@@ -46,7 +46,7 @@ class RainbowCandy(Rounds[tuple[int, int, int, str]]):
         return (
             "RainbowCandy. Lead a candy from row 1, column 1 to the last row and column, where it has to have the"
             " target colour. It is white, W. At X it is dyed R, G or B; which, is seen only there. A dye on white"
-            " gives its colour; dyes mix, R and G to Y, G and B to C, R and B to P; these take none. W makes it white.\n"
+            " gives its colour; dyes mix, R and G to Y, G and B to C, R and B to P; these take none. W makes it W.\n"
             "N, E, S or W takes a step. You are told the colour then.\n"
             f"target = {self.target}\ngrid =\n{grid}"
         )
