@@ -174,25 +174,33 @@ def measure_cell(engines: dict[str, Engine], batch: int, length: int, steps: int
     def median(kind: str, place: int, turns: slice = slice(None)) -> float:
         return statistics.median(step[place] for turn in found[kind][turns] for step in turn)
 
-    halves = [median("none", 0, slice(at, None, 2)) for at in (0, 1)]
     budgets = [kind for kind in engines if kind != "none"]
-    return {
+    cell: dict[str, Any] = {
         "batch": batch,
         "length": length,
         "steps": {kind: sum(map(len, run)) for kind, run in found.items()},
         "ms": {kind: round(median(kind, 0), 3) for kind in engines},
         "budget_ms": {kind: round(median(kind, 1), 4) for kind in budgets},
         "within": {kind: round(1 - median(kind, 1) / median(kind, 0), 4) for kind in budgets},
-        "share": {kind: round(median("none", 0) / median(kind, 0), 3) for kind in budgets},
-        "noise": round(min(halves) / max(halves), 3),
     }
+    if "none" in engines:
+        halves = [median("none", 0, slice(at, None, 2)) for at in (0, 1)]
+        cell["share"] = {kind: round(median("none", 0) / median(kind, 0), 3) for kind in budgets}
+        cell["noise"] = round(min(halves) / max(halves), 3)
+    return cell
 
 
 def keep(cell: dict[str, Any]) -> None:
-    """Put a cell into the file, in the place of an earlier one."""
+    """Put a cell into the file. Where only some engines were run, what an earlier run said of the others stays."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.exists() else []
-    kept = [each for each in kept if (each["length"], each["batch"]) != (cell["length"], cell["batch"])]
-    kept = sorted([*kept, cell], key=lambda each: (each["length"], each["batch"]))
+    place = cell["length"], cell["batch"]
+    before = next((each for each in kept if (each["length"], each["batch"]) == place), {})
+    both = {
+        key: {**before[key], **value} if isinstance(value, dict) and key in before else value
+        for key, value in cell.items()
+    }
+    kept = [each for each in kept if (each["length"], each["batch"]) != place] + [{**before, **both}]
+    kept.sort(key=lambda each: (each["length"], each["batch"]))
     result = {"cells": kept, "date": time.strftime("%Y-%m-%d", time.gmtime())}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
@@ -203,7 +211,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="1024,8192,32768", help="of the prompt; whole blocks of the cache (128)")
     parser.add_argument("--steps", type=int, default=100, help="of a turn at most")
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--kinds", default="none,ours,native")
+    parser.add_argument("--kinds", default="none,ours,native", help="engines; ours alone tells no share and no noise")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
@@ -232,7 +240,7 @@ def main() -> None:
         finally:
             for each in engines.values():
                 each.stop()
-    lowest = {kind: min(cell["within"][kind] for cell in cells) for kind in engines if kind != "none"}
+    lowest: dict[str, float] = {kind: min(cell["within"][kind] for cell in cells) for kind in engines if kind != "none"}
     line = {
         "name": "budget_decoding", "ours": lowest.get("ours"), "theirs": lowest.get("native"),
         "unit": "part of the throughput that the budget leaves, at the worst batch and length",
