@@ -47,56 +47,74 @@ def speed_rows(found: dict[str, Any]) -> Iterator[str]:
     yield from (f"| {name} | {value} |" for name, value in found["step_us"].items())
 
 
-def page() -> str:
-    lines = [
-        "# Where the thinking budget was tried",
-        "",
-        "Written by `docs/make_budget_support.py` from the results under `docs/results`; not by hand.",
-        "",
+def engines() -> list[str]:
+    return [
         "## Engines",
         "",
         "`python benchmarks/budget_engine.py`: random requests through real engines (vLLM's CPU build; V2 through",
         "Triton's interpreter). A violation is a completion that broke its budget, judged from its ids alone. The",
         "native budget gets the same requests with the one stop text it can have, and is not asked to close thinking",
-        "at an end of turn.",
+        "at an end of turn. Another vLLM: `make test-vllm VLLM=0.27.0`, in an environment of its own.",
+        "",
+        "0.27.0 is the oldest that could be installed: older CPU builds ask for a CPU build of torch 2.11, of which no",
+        "wheel was found. 0.32.0 is the newest there is. The V2 runner takes a processor from 0.31 on.",
         "",
         "| vLLM | runner | setting | budget | tried | violations | date |",
         "|---|---|---|---|---|---|---|",
         *engine_rows(),
         "",
     ]
+
+
+def own_step(speed: dict[str, Any]) -> list[str]:
+    return [
+        "## The processor's own step",
+        "",
+        "`python benchmarks/budget_speed.py`: 256 rows, a vocabulary of 151,936, microseconds of CPU time a step",
+        f"(median), on {speed['date']}. A line ends with the length of each completion in tokens.",
+        "",
+        "| step | µs |",
+        "|---|---|",
+        *speed_rows(speed),
+        "",
+    ]
+
+
+def decoding(found: dict[str, Any]) -> list[str]:
+    columns = ("none", "ours", "native")
+    rows = []
+    for cell in found["cells"]:
+        ms, left, share = (cell.get(key, {}) for key in ("ms", "within", "share"))
+        figures = [*(ms.get(kind, "") for kind in columns), left.get("ours", ""), left.get("native", "")]
+        figures += [share.get("ours", ""), cell.get("noise", "")]
+        rows.append(" | ".join(["", str(cell["batch"]), str(cell["length"]), *map(str, figures), ""]).strip())
+    return [
+        "## Decoding",
+        "",
+        "`python benchmarks/budget_decoding.py`: CPU milliseconds of a decoding step of vLLM 0.32.0 (V1, a tiny",
+        "model), medians. *Left* is 1 less the budget's own part, measured inside the same steps. *Share* is the step",
+        "without a budget divided by the step with one, of different processes; noise is the same division for two",
+        f"halves of the turns without one. On {found['date']}, on a machine that others used as well.",
+        "",
+        "| batch | tokens before | none | ours | native | left, ours | left, native | share, ours | noise |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def page() -> str:
+    lines = [
+        "# Where the thinking budget was tried",
+        "",
+        "Written by `docs/make_budget_support.py` from the results under `docs/results`; not by hand.",
+        "",
+        *engines(),
+    ]
     if speed := results("budget_speed"):
-        lines += [
-            "## The processor's own step",
-            "",
-            "`python benchmarks/budget_speed.py`: 256 rows, a vocabulary of 151,936, microseconds of CPU time a step",
-            f"(median), on {speed['date']}. A line ends with the length of each completion in tokens.",
-            "",
-            "| step | µs |",
-            "|---|---|",
-            *speed_rows(speed),
-            "",
-        ]
-    if decoding := results("budget_decoding"):
-        lines += [
-            "## Decoding",
-            "",
-            "`python benchmarks/budget_decoding.py`: CPU milliseconds of a decoding step of vLLM 0.32.0 (V1, a tiny",
-            "model), medians over turns of engines that are alive at the same time. *Left* is 1 less the budget's own",
-            "part, measured inside the same steps. *Share* is the step without a budget divided by the step with one,",
-            "of different processes; noise is the same division for two halves of the turns without one. On",
-            f"{decoding['date']}.",
-            "",
-            "| batch | tokens before | none | ours | native | left, ours | left, native | share, ours | noise |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for cell in decoding["cells"]:
-            ms, left = cell["ms"], cell["within"]
-            lines.append(
-                f"| {cell['batch']} | {cell['length']} | {ms['none']} | {ms['ours']} | {ms.get('native', '')} "
-                f"| **{left['ours']}** | {left.get('native', '')} | {cell['share']['ours']} | {cell['noise']} |"
-            )
-        lines.append("")
+        lines += own_step(speed)
+    if found := results("budget_decoding"):
+        lines += decoding(found)
     return "\n".join(lines)
 
 
