@@ -42,6 +42,7 @@ RESULTS = ROOT / "docs" / "results" / "budget_decoding.json"
 TARGET = 0.99
 PROCESSOR = "posttrain.budget.vllm:ThinkingBudgetLogitsProcessor"
 SETTLING = 2  # steps of a turn that are not counted
+LEAST = 3  # steps of a turn that are needed
 SECONDS = 1.0  # CPU time that a turn of a cell may take, roughly: longer steps are fewer
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -114,14 +115,19 @@ def engine(kind: str, model: str, longest: int, rows: int) -> None:
     print("RESULTready", flush=True)
     for line in sys.stdin:
         batch, length, steps = json.loads(line)
-        params = SamplingParams(
-            max_tokens=steps + SETTLING, temperature=1.0, ignore_eos=True, logit_bias={names["</think>"]: -100.0},
-            **BUDGET[kind],
-        )  # fmt: skip
         prompt = {"prompt_token_ids": [names["<think>"]] + [plain] * length}
-        llm.generate([prompt] * batch, params, use_tqdm=False)
-        done = [step[2:] for step in llm.collective_rpc(noted)[0] if len(step) == 4 and step[0] == step[1] == batch]
-        print("RESULT" + json.dumps(done[SETTLING:]), flush=True)
+        done: list[list[float]] = []
+        more = SETTLING  # tokens, until the last request has come
+        while len(done) < min(steps, LEAST) + SETTLING:
+            params = SamplingParams(
+                max_tokens=steps + more, temperature=1.0, ignore_eos=True, logit_bias={names["</think>"]: -100.0},
+                **BUDGET[kind],
+            )  # fmt: skip
+            llm.generate([prompt] * batch, params, use_tqdm=False)
+            seen = llm.collective_rpc(noted)[0]
+            done = [step[2:] for step in seen if len(step) == 4 and step[0] == step[1] == batch]
+            more *= 3
+        print("RESULT" + json.dumps(done[SETTLING : SETTLING + steps]), flush=True)
 
 
 class Engine:
@@ -164,8 +170,8 @@ def measure_cell(engines: dict[str, Engine], batch: int, length: int, steps: int
     found: dict[str, list[list[tuple[float, float]]]] = {kind: [] for kind in engines}
     within = {}
     for kind, each in engines.items():  # not counted: fills the prefix cache, and tells how long a step takes
-        step = statistics.median(step for step, _ in each.decode(batch, length, 3)) / 1000
-        within[kind] = max(3, min(steps, int(SECONDS / step)))
+        step = statistics.median(step for step, _ in each.decode(batch, length, LEAST)) / 1000
+        within[kind] = max(LEAST, min(steps, int(SECONDS / step)))
     for turn in range(turns):
         kinds = list(engines)
         for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
