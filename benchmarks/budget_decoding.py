@@ -17,9 +17,10 @@ a budget leaves of the throughput:
     share     the step without a budget divided by the step with one, of different processes. It holds everything, and
               is worth as much as `noise` says: the same division for the even and the odd turns without a budget.
 
-The model is so small that a step takes two milliseconds at batch 1; with a model of use every share is nearer to 1. The
-last line is JSON: `ours` is the lowest `within`, `theirs` the native budget's. Cells are added to
-docs/results/budget_decoding.json as they are measured, in the place of earlier ones.
+The model has one layer, so that a step takes two milliseconds at batch 1; what a budget costs does not depend on the
+model, so its part falls as the model grows (`--layers`). The last line is JSON: `ours` is the lowest `within`, `theirs`
+the native budget's. Cells are added to docs/results/budget_decoding.json as they are measured, in the place of earlier
+ones.
 """
 
 from __future__ import annotations
@@ -199,22 +200,27 @@ def measure_cell(engines: dict[str, Engine], batch: int, length: int, steps: int
 def keep(cell: dict[str, Any]) -> None:
     """Put a cell into the file. Where only some engines were run, what an earlier run said of the others stays."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.exists() else []
-    place = cell["length"], cell["batch"]
-    before = next((each for each in kept if (each["length"], each["batch"]) == place), {})
+    place = _place(cell)
+    before = next((each for each in kept if _place(each) == place), {})
     both = {
         key: {**before[key], **value} if isinstance(value, dict) and key in before else value
         for key, value in cell.items()
     }
-    kept = [each for each in kept if (each["length"], each["batch"]) != place] + [{**before, **both}]
-    kept.sort(key=lambda each: (each["length"], each["batch"]))
+    kept = [each for each in kept if _place(each) != place] + [{**before, **both}]
+    kept.sort(key=_place)
     result = {"cells": kept, "date": time.strftime("%Y-%m-%d", time.gmtime())}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _place(cell: dict[str, Any]) -> tuple[int, int, int]:
+    return cell["layers"], cell["length"], cell["batch"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", default="1,16,64,256")
     parser.add_argument("--lengths", default="1024,8192,32768", help="of the prompt; whole blocks of the cache (128)")
+    parser.add_argument("--layers", type=int, default=1, help="of the model")
     parser.add_argument("--steps", type=int, default=100, help="of a turn at most")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--kinds", default="none,ours,native", help="engines; ours alone tells no share and no noise")
@@ -230,7 +236,7 @@ def main() -> None:
     longest = max(lengths) + arguments.steps + 256
     cells = []
     with tempfile.TemporaryDirectory() as scratch:
-        model = str(write_tiny_model(Path(scratch) / "model", positions=longest))
+        model = str(write_tiny_model(Path(scratch) / "model", positions=longest, layers=arguments.layers))
         engines = {
             kind: Engine(kind, model, longest, max(batches), Path(scratch) / f"{kind}.log")
             for kind in arguments.kinds.split(",")
@@ -240,7 +246,8 @@ def main() -> None:
                 each.answer()
             for length in lengths:
                 for batch in batches:
-                    cells.append(measure_cell(engines, batch, length, arguments.steps, arguments.turns))
+                    cell = measure_cell(engines, batch, length, arguments.steps, arguments.turns)
+                    cells.append({"layers": arguments.layers, **cell})
                     keep(cells[-1])
                     print(json.dumps(cells[-1]), flush=True)
         finally:

@@ -87,7 +87,11 @@ def decoding(found: dict[str, Any]) -> list[str]:
         ms, left, share = (cell.get(key, {}) for key in ("ms", "within", "share"))
         figures = [*(ms.get(kind, "") for kind in columns), left.get("ours", ""), left.get("native", "")]
         figures += [share.get("ours", ""), cell.get("noise", "")]
-        rows.append(" | ".join(["", str(cell["batch"]), str(cell["length"]), *map(str, figures), ""]).strip())
+        rows.append(
+            " | ".join(
+                ["", str(cell["layers"]), str(cell["batch"]), str(cell["length"]), *map(str, figures), ""]
+            ).strip()
+        )
     return [
         "## Decoding",
         "",
@@ -96,8 +100,8 @@ def decoding(found: dict[str, Any]) -> list[str]:
         "without a budget divided by the step with one, of different processes; noise is the same division for two",
         f"halves of the turns without one. On {found['date']}, on a machine that others used as well.",
         "",
-        "| batch | tokens before | none | ours | native | left, ours | left, native | share, ours | noise |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| layers | batch | tokens before | none | ours | native | left, ours | left, native | share, ours | noise |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]

@@ -11,7 +11,9 @@ TEXTS = [
 ]
 
 
-def write_tiny_model(directory: Path, *, family: str = "qwen3", spread: float = 0.6, positions: int = 2048) -> Path:
+def write_tiny_model(
+    directory: Path, *, family: str = "qwen3", spread: float = 0.6, positions: int = 2048, layers: int = 1
+) -> Path:
     """Write the model's directory as `posttrain run` would, and return it.
 
     Args:
@@ -26,8 +28,8 @@ def write_tiny_model(directory: Path, *, family: str = "qwen3", spread: float = 
     from posttrain.templates.families import get_family
 
     shape = {
-        "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-        "intermediate_size": 128, "max_position_embeddings": positions, "tie_word_embeddings": True,
+        "hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 32, "intermediate_size": 128, "max_position_embeddings": positions, "tie_word_embeddings": True,
     }  # fmt: skip
     spec = ModelSpec(
         architecture="Qwen3ForCausalLM", config=shape, tokenizer=TrainedTokenizer(train_on=["texts"], vocab_size=480)
