@@ -1,6 +1,7 @@
 """Stage kind `off_policy_distillation`: SFT on a teacher's answers in both modes (Qwen3 report, section 4.5).
 
-Nothing here samples, filters or trains: the stage says what it wants as an SFT stage, whose pieces do the rest.
+Nothing here samples, filters or trains: the stage says what it wants as an SFT stage, whose pieces do the rest. With
+`logits` it learns from the teacher's stored distribution at every token of these answers, not from the tokens alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.distill import cache_stage
+from posttrain.distill.cache_stage import StoredLogits
 from posttrain.distill.on_policy import teacher_faults
 from posttrain.recipe.schema import SamplingSpec
 from posttrain.recipe.stage import Fault, Stage, StageContext
@@ -41,6 +44,9 @@ class OffPolicyDistillationStage(Stage):
         default="correct", description="correct: what the query's verifier scores below 1 goes; all: every whole answer"
     )
     keep_per_query: int = Field(default=1, ge=1, description="answers kept a query and mode")
+    logits: StoredLogits | None = Field(
+        default=None, description="learn from the teacher's stored log-probabilities; default: from its tokens alone"
+    )
     distinct: bool = Field(default=False, description="each problem is asked once, however often it stands in the data")
     filters: Filters | None = Field(default=None, description="the cold start's filters, in place of `keep`")
     flags: Flags | bool = Field(default=True, description="mode flags as in fusion; false: none")
@@ -129,6 +135,28 @@ class OffPolicyDistillationStage(Stage):
                 ("multi_turn",), "dialogues are joined with mode flags alone", remedy="ask for both modes and flags"
             )
         yield from (fault for fault in self.as_sft().faults(recipe, start_kind) if fault.loc[:1] == ("train",))
+        if self.logits is not None:
+            yield from self._logits_faults(self.logits)
+
+    def _logits_faults(self, logits: StoredLogits) -> Iterator[Fault]:
+        if self.teacher is not None and not isinstance(self.teacher, str):
+            yield Fault(
+                ("logits",),
+                "log-probabilities are stored of one teacher here: a stage, a directory or a hub id",
+                remedy="name one such teacher, or leave `logits` out",
+            )
+        if logits.cross_entropy and logits.temperature != 1.0:
+            yield Fault(
+                ("logits", "cross_entropy"),
+                "a cross-entropy beside a divergence at another temperature than 1",
+                "the one is of the distribution as it is, the other of a softened one",
+                "set one of the two to its default",
+            )
+        for key in cache_stage.NO_EFFECT:
+            if self.train.get(key) not in (None, False, 0, "nll"):
+                yield Fault(
+                    ("train", key), f"train.{key} has no effect", "`logits` says what the loss is", "leave it out"
+                )
 
     def data_references(self) -> list[tuple[tuple[str | int, ...], str]]:
         return self.queries.data_references()
@@ -140,9 +168,13 @@ class OffPolicyDistillationStage(Stage):
         self.as_sft().check_outside(context)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
+        if self.logits is not None:
+            return cache_stage.build_data(self.as_sft(), self.logits, context)
         return self.as_sft().build_data(context)
 
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
+        if self.logits is not None:
+            return cache_stage.make_trainer(self.as_sft(), self.logits, context, model, tokenizer, peft_config)
         return self.as_sft().make_trainer(context, model, tokenizer, peft_config)
 
 

@@ -47,7 +47,8 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _crc(path: Path) -> int:
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -58,7 +59,7 @@ def _crc(path: Path) -> int:
 def seal(directory: Path, **facts: Any) -> None:
     """Declare a directory complete: write its manifest, last, with every file's size and checksum, and `facts`."""
     files = {
-        str(path.relative_to(directory)): {"size": path.stat().st_size, "crc32": _crc(path)}
+        str(path.relative_to(directory)): {"size": path.stat().st_size, "crc32": checksum(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
@@ -80,7 +81,7 @@ def faults_of(directory: Path, *, checksums: bool = True) -> list[str]:
             faults.append(f"{path}: missing")
         elif path.stat().st_size != entry["size"]:
             faults.append(f"{path}: {path.stat().st_size} bytes, {entry['size']} expected")
-        elif checksums and _crc(path) != entry["crc32"]:
+        elif checksums and checksum(path) != entry["crc32"]:
             faults.append(f"{path}: checksum differs")
     return faults
 

@@ -167,6 +167,8 @@ def _options(stage: Stage) -> dict[str, Any]:
     for key in ("require", "evaluate_every", "start_from", "model"):
         options.pop(key, None)
     options["train"] = {key: value for key, value in options["train"].items() if not key.startswith(LOOKS)}
+    if isinstance(options.get("logits"), dict):  # where they are stored decides nothing, and fills up meanwhile
+        options["logits"] = {key: value for key, value in options["logits"].items() if key != "cache"}
     contents: dict[str, Any] = _deep_content(options)
     return contents
 

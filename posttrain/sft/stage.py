@@ -16,6 +16,8 @@ from posttrain.sft.sources import Filters, SampleSource
 from posttrain.templates.families import Family, Kind, Mode, get_family
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from posttrain.recipe.schema import Recipe
     from posttrain.recipe.stage import StageContext
 
@@ -177,7 +179,20 @@ class SftStage(Stage):
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
         """TRL's SFTTrainer over data/train, taken as it is."""
         from datasets import load_from_disk
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTTrainer
+
+        rows = load_from_disk(str(context.dir.data / "train"))
+        return self.trainer_over(rows, SFTTrainer, context, model, tokenizer, peft_config)
+
+    def trainer_over(
+        self, rows: Dataset, base: type, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None
+    ) -> Any:
+        """A trainer over tokenized rows, with this stage's options.
+
+        Args:
+            base: TRL's `SFTTrainer`, or a class below it.
+        """
+        from trl import SFTConfig
 
         from posttrain.data.packing import check_isolation, packing_problems
         from posttrain.model.sampler import with_epoch_sampler
@@ -191,17 +206,18 @@ class SftStage(Stage):
             max_length=None,  # the data are cut already
             dataset_kwargs={"skip_prepare_dataset": True},
             padding_free=self.packing,
+            remove_unused_columns="row" not in rows.column_names,
         )
         if self.packing:
             problems = packing_problems(vars(arguments), getattr(model.config, "_attn_implementation", None))
             if problems:
                 raise PosttrainError(problems)
             check_isolation(model)
-        trainer_class = with_optimizer(with_epoch_sampler(SFTTrainer), self.optimizer)
+        trainer_class = with_optimizer(with_epoch_sampler(base), self.optimizer)
         return trainer_class(
             model=model,
             args=arguments,
-            train_dataset=load_from_disk(str(context.dir.data / "train")),
+            train_dataset=rows,
             processing_class=tokenizer,
             peft_config=peft_config,
         )

@@ -1,0 +1,267 @@
+"""Off-policy distillation from stored log-probabilities: what is learned, and that the teacher is asked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir
+from posttrain.model.policy import build_policy, load_model, load_tokenizer
+from posttrain.recipe.fingerprint import recipe_fingerprint
+from posttrain.recipe.kinds import stage_class
+from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
+from posttrain.recipe.stage import Stage, StageContext
+from posttrain.tasks.arithmetic import Arithmetic, corpus
+from posttrain.templates.families import Mode, get_family
+from posttrain.templates.render import render
+
+KIND = stage_class("off_policy_distillation")
+KIND.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})
+Recipe.model_rebuild()
+QWEN3 = get_family("qwen3")
+TEACHERS_WIDTH = 72
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+}
+TRAIN = {
+    "max_steps": 12,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 2e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+def stage_of(logits: dict[str, Any], **options: Any) -> Any:
+    given = {"keep": "all", "max_new_tokens": 16, "queries": {"from": {"sums": 1}}, "train": TRAIN, **options}
+    return KIND.model_validate({"teacher": "flagship", "logits": logits, **given})
+
+
+def recipe(**stages: Stage) -> Recipe:
+    return Recipe(
+        name="test",
+        model=ModelSpec(path="nowhere"),
+        data={"sums": DataSpec(task="arithmetic", size=24)},
+        evaluation=EvaluationSpec(data=["sums"]),
+        engine=EngineSpec(cpu=True),
+        stages=stages,
+    )
+
+
+def teach(directory: Path, queries: list[Any]) -> None:
+    """A few seconds of training, so that a teacher's answers are well-formed and end."""
+    model, tokenizer = load_model(directory).train(), load_tokenizer(directory)
+    modes: tuple[Mode, ...] = ("thinking", "non_thinking")
+    texts = []
+    for row in queries:
+        for mode in modes:
+            answer = {"role": "assistant", "content": "1", "reasoning_content": "2" if mode == "thinking" else ""}
+            texts.append(render([*row["prompt"], answer], QWEN3, mode=mode))
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(directory)
+
+
+def models(run: RunDir, students: int) -> None:
+    spec = ModelSpec(
+        architecture="Qwen3ForCausalLM",
+        config=SHAPE,
+        tokenizer=TrainedTokenizer(train_on=["sums"], vocab_size=330),
+    )
+    build_policy(spec, QWEN3, run.base, seed=1, texts=list(corpus(300, 0)))
+    flagship = {"tokenizer": str(run.base), "config": {**SHAPE, "vocab_size": 400, "intermediate_size": TEACHERS_WIDTH}}
+    build_policy(spec.model_copy(update=flagship), QWEN3, run.stage("flagship").model, seed=2)
+    for number in range(students):
+        config = {**SHAPE, "intermediate_size": 32 + 16 * number}
+        student = spec.model_copy(update={"tokenizer": str(run.base), "config": config})
+        build_policy(student, QWEN3, run.stage(f"student_{number}").path / "start", seed=3 + number)
+    queries = list(Arithmetic().queries(24, 0))
+    teach(run.stage("flagship").model, queries)
+    Dataset.from_list(queries).save_to_disk(str(run.data("sums")))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    models(RunDir(path), students=3)
+    return path
+
+
+def context(root: Path, stage: Stage, number: int = 0) -> StageContext:
+    run, name = RunDir(root), f"student_{number}"
+    return StageContext(
+        recipe=recipe(**{name: stage}),
+        name=name,
+        run=run,
+        dir=run.stage(name),
+        start=run.stage(name).path / "start",
+        teacher=run.stage("flagship").model,
+        family=QWEN3,
+        kind="base",
+        quiet=True,
+    )
+
+
+def built(root: Path, stage: Any, number: int = 0) -> tuple[StageContext, dict[str, Any]]:
+    where = context(root, stage, number)
+    where.dir.data.mkdir(parents=True, exist_ok=True)
+    return where, stage.build_data(where)
+
+
+def trained(where: StageContext, stage: Any, peft_config: Any = None) -> Any:
+    trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), peft_config)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of every forward pass of the teacher, however it is called."""
+    seen: list[int] = []
+
+    original = torch.nn.Module.__call__
+
+    def counting(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(module).__name__ == "Qwen3Model" and module.config.intermediate_size == TEACHERS_WIDTH:
+            seen.append(kwargs["input_ids"].numel() if "input_ids" in kwargs else args[0].numel())
+        return original(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counting)
+    return seen
+
+
+def test_three_students_two_epochs_and_a_second_run_ask_the_teacher_once(
+    root: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    stage = stage_of({"top_k": 16}, train={**TRAIN, "max_steps": -1, "num_train_epochs": 2})
+    where, funnel = built(root, stage)
+    first = len(forwards)
+    assert first > 0 and funnel["logprobs"]["asked_of_the_teacher"] == funnel["logprobs"]["tokens"] > 0
+    trained(where, stage)
+    for number in (1, 2):
+        where, funnel = built(root, stage, number)
+        assert funnel["logprobs"]["asked_of_the_teacher"] == 0
+        trainer = trained(where, stage)
+        assert trainer.state.epoch == 2.0
+        assert trainer.model.config.intermediate_size == 32 + 16 * number
+    assert len(forwards) == first  # two epochs of three students later
+
+    shared = {"top_k": 16, "cache": str(tmp_path / "shared")}
+    built(root, stage_of(shared))
+    assert len(forwards) > first
+    second = tmp_path / "second"
+    models(RunDir(second), students=1)
+    asked = len(forwards)
+    where, _ = built(second, stage_of(shared))
+    assert len(forwards) == asked
+    assert (
+        load_from_disk(str(where.dir.data / "train"))[:]
+        == load_from_disk(str(context(root, stage).dir.data / "train"))[:]
+    )
+
+
+def test_a_shared_folder_of_something_else_is_refused(root: Path, tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
+    built(root, stage_of({"top_k": 4, "cache": shared}))
+    with pytest.raises(PosttrainError, match=r"logprobs was made from something else: top_k: 4 -> 5"):
+        built(root, stage_of({"top_k": 5, "cache": shared}))
+    with pytest.raises(PosttrainError, match=r"answers was made from something else: asked.*max_new_tokens: 16 -> 14"):
+        built(root, stage_of({"top_k": 4, "cache": shared}, max_new_tokens=14))
+    where = dataclasses.replace(context(root, stage_of({"cache": shared})), teacher=RunDir(root).base)
+    with pytest.raises(PosttrainError, match=r"teacher\.model\.safetensors: .* -> "):
+        where.recipe.stages["student_0"].build_data(where)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (1.0, 1.0), (0.5, 2.0)])
+def test_the_loss_is_the_divergence_of_the_two_models(
+    root: Path, packing: bool, beta: float, temperature: float
+) -> None:
+    """With every entry stored, against the models' own logits. The stored half precision is all that differs."""
+    from posttrain.distill.buckets import bucket_divergence
+
+    entries = len(load_tokenizer(root / "base"))
+    train = {**TRAIN, "max_steps": 1, "learning_rate": 0.0, **({"max_length": 128} if packing else {})}
+    logits = {"top_k": 1000, "beta": beta, "temperature": temperature}
+    stage = stage_of(logits, packing=packing, train={**train, "per_device_train_batch_size": 1 if packing else 48})
+    where, _ = built(root, stage)
+    trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), None)
+    batch = next(iter(trainer.get_train_dataloader()))
+    count = (batch["labels"][:, 1:] != -100).sum()
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count).item()
+    student, teacher = trainer.model, load_model(RunDir(root).stage("flagship").model)
+    inputs = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask", "position_ids")}
+    kept = batch["labels"][:, 1:] != -100
+    with torch.no_grad():
+        ours, theirs = (
+            (model(**inputs, use_cache=False).logits[:, :-1][kept][:, :entries] / temperature).log_softmax(-1)
+            for model in (student, teacher)
+        )
+    expected = bucket_divergence(ours, theirs, beta).mean().item()
+    assert loss == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_student_learns_and_a_cross_entropy_counts(root: Path) -> None:
+    stage = stage_of({"top_k": 16, "cross_entropy": 0.5}, train={**TRAIN, "max_steps": 20})
+    where, _ = built(root, stage)
+    history = [entry for entry in trained(where, stage).state.log_history if "loss" in entry]
+    assert history[-1]["divergence"] < 0.7 * history[0]["divergence"]
+    for entry in history:
+        assert entry["divergence"] >= 0
+        assert entry["loss"] == pytest.approx(entry["divergence"] + 0.5 * entry["cross_entropy"], rel=1e-3)
+        assert 0 < entry["teacher_tail"] < 1
+
+
+def test_a_student_with_an_adapter_learns_within_it(root: Path) -> None:
+    from peft import LoraConfig
+
+    stage = stage_of({"top_k": 16}, train={**TRAIN, "max_steps": 2})
+    where, _ = built(root, stage)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), adapter)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("lora" in name for name in changed)
+
+
+def test_where_it_is_stored_is_no_part_of_a_stage(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "somewhere").mkdir()
+    marks = [
+        json.dumps(recipe_fingerprint(recipe(student_0=stage_of(logits)), "student_0"))
+        for logits in ({"top_k": 16}, {"top_k": 16, "cache": str(tmp_path / "somewhere")}, {"top_k": 17})
+    ]
+    assert marks[0] == marks[1] != marks[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"logits": {"cross_entropy": 0.1, "temperature": 2.0}}, "at another temperature than 1"),
+        ({"logits": {}, "train": {"loss_type": "dft"}}, "train.loss_type has no effect"),
+        ({"logits": {}, "teacher": {"by_data": {"sums": "./one"}}}, "of one teacher"),
+    ],
+)
+def test_what_cannot_be_is_a_fault(options: dict[str, Any], said: str) -> None:
+    stage = stage_of(options.pop("logits"), **options)
+    assert said in " ".join(fault.what for fault in stage.faults(recipe(student_0=stage), "base"))
