@@ -37,11 +37,13 @@ def mark_of(fingerprint: Mapping[str, Any]) -> str:
 def answers_fingerprint(stage: SftStage, context: StageContext, tokenizer: Any) -> dict[str, Any]:
     """What the teacher's answers depend on, as tokens: no name of a stage, nothing of the student but its tokenizer."""
     queries = sorted({name for _, name in stage.data_references()})
+    options = stage.model_dump(mode="json", include=DATA_OPTIONS, exclude_defaults=True)
+    options["samples"] = dict(enumerate(options["samples"]))  # by key: a difference is told down to the option
     asked: dict[str, Any] = {
         "teacher": teacher_identity(context.teacher),
         **_rendering(tokenizer, context.family),
         "queries": {name: _arrow_files(context.run.data(name)) for name in queries},
-        "asked": stage.model_dump(mode="json", include=DATA_OPTIONS, exclude_defaults=True),
+        "asked": options,
         "max_length": stage.train.get("max_length", "default"),
         "seed": context.recipe.seed,
     }

@@ -185,7 +185,7 @@ def test_a_shared_folder_of_something_else_is_refused(root: Path, tmp_path: Path
     built(root, stage_of({"top_k": 4, "cache": shared}))
     with pytest.raises(PosttrainError, match=r"logprobs was made from something else: top_k: 4 -> 5"):
         built(root, stage_of({"top_k": 5, "cache": shared}))
-    with pytest.raises(PosttrainError, match=r"answers was made from something else: asked.*max_new_tokens: 16 -> 14"):
+    with pytest.raises(PosttrainError, match=r"answers was made from something else: asked.*\.max_new_tokens: 16 -> 14"):
         built(root, stage_of({"top_k": 4, "cache": shared}, max_new_tokens=14))
     where = dataclasses.replace(context(root, stage_of({"cache": shared})), teacher=RunDir(root).base)
     with pytest.raises(PosttrainError, match=r"teacher\.model\.safetensors: .* -> "):
