@@ -112,10 +112,11 @@ def _tail_beside(
         logits = logits_R_V[:, columns]
         tiles.student.fill(logits, rows, columns, tiles.unit)
         if label_R_1 is not None and at_label is not None:
-            at_label = torch.where(_within(label_R_1, columns), logits_R_V.gather(1, label_R_1), at_label)
-        here, found = _within(ids_R_K, columns), logits_R_V.gather(1, ids_R_K)
-        at_ids = torch.where(here, found, at_ids)
-        logits_R_V.scatter_(1, ids_R_K, found.masked_fill_(here, MASKED))
+            here, places = _within(label_R_1, columns)
+            at_label[here] = logits[places]
+        here, places = _within(ids_R_K, columns)
+        at_ids[here] = logits[places]
+        logits[places] = MASKED
         spare = tail.step(logits, tiles.spare(0, logits))
         depths.append(torch.linalg.vecdot(spare, logits))
         logits.copy_(spare)
@@ -137,12 +138,14 @@ def _pass_on(
     for step, columns in enumerate(tiles.steps()):
         slope = tail_R_V[:, columns]
         slope.mul_((scales_S_R[step] * by_logit_R_B[:, -1])[:, None])
-        here = _within(ids_R_K, columns)
-        tail_R_V.scatter_(1, ids_R_K, torch.where(here, by_logit_R_B[:, :-1], tail_R_V.gather(1, ids_R_K)))
+        here, places = _within(ids_R_K, columns)
+        slope[places] = by_logit_R_B[:, :-1][here]
         if label_R_1 is not None and label_weight:
-            tail_R_V.scatter_add_(1, label_R_1, _within(label_R_1, columns).to(slope.dtype) * -label_weight)
+            slope[_within(label_R_1, columns)[1]] -= label_weight
         tiles.add_gradient(rows, columns, slope)
 
 
-def _within(ids: Tensor, columns: slice) -> Tensor:
-    return torch.logical_and(ids >= columns.start, ids < columns.stop)
+def _within(ids_R_K: Tensor, columns: slice) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Which of the ids lie within these columns, and the places there that they mean."""
+    here = torch.logical_and(ids_R_K >= columns.start, ids_R_K < columns.stop).nonzero(as_tuple=True)
+    return here, (here[0], ids_R_K[here] - columns.start)

@@ -178,15 +178,23 @@ def make_trainer(
 
     from posttrain.distill.cached_trainer import CachedTeacherTrainer
 
-    place = read_json(context.dir.data / PLACE)["directory"]
     rows = load_from_disk(str(context.dir.data / "train"))
     rows = rows.add_column("row", np.arange(len(rows)))
     trainer = stage.trainer_over(rows, CachedTeacherTrainer, context, model, tokenizer, peft_config)
     trainer.teach(
-        LogprobCache((context.dir.data / place).resolve()),
+        open_cache(context.dir.data),
         entries=len(tokenizer),
         beta=logits.beta,
         temperature=logits.temperature,
         cross_entropy=logits.cross_entropy,
     )
     return trainer
+
+
+def open_cache(data: Path) -> LogprobCache:
+    """The log-probabilities of the stage with this data directory.
+
+    Raises:
+        PosttrainError: they are not there any more, or not whole.
+    """
+    return LogprobCache((data / read_json(data / PLACE)["directory"]).resolve())

@@ -37,6 +37,27 @@ class CachedCollator:
         return batch | {f"teacher_{name}": getattr(top, name) for name in COLUMNS}
 
 
+def stored_divergence(
+    student: Any, inputs: dict[str, Any], *, entries: int, beta: float, temperature: float, cross_entropy: float = 0.0
+) -> Divergence:
+    """The divergence over a batch of `CachedCollator`'s. To be called within the student's forward."""
+    labels = inputs["labels"][:, 1:]
+    supervised = labels != IGNORED
+    passed = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("teacher_")}
+    states = backbone_of(student)(**passed, use_cache=False).last_hidden_state
+    hidden = states[:, :-1][supervised.to(states.device)]
+    with whole_head(student, hidden.dtype) as head:
+        return top_k_divergence(
+            Projection(hidden.to(head.weight.device), head),
+            TopK(inputs["teacher_ids"], inputs["teacher_log_probs"], inputs["teacher_tail"]),
+            entries=entries,
+            beta=beta,
+            temperature=temperature,
+            labels=labels[supervised] if temperature == 1.0 else None,
+            weights=(1.0, cross_entropy),
+        )
+
+
 class CachedTeacherTrainer(SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` over rows with the column `row`, their places in a cache. `teach` is called once."""
 
@@ -46,8 +67,9 @@ class CachedTeacherTrainer(SFTTrainer):  # type: ignore[misc]
         """Say what is minimised: the divergence, and the labels' cross-entropy times `cross_entropy`."""
         trainer: Any = self  # untyped below this class
         trainer.data_collator = CachedCollator(trainer.data_collator, cache)
-        self._entries, self._beta, self._temperature = entries, beta, temperature
-        self._cross_entropy = cross_entropy
+        self._wanted = {
+            "entries": entries, "beta": beta, "temperature": temperature, "cross_entropy": cross_entropy
+        }  # fmt: skip
         self._redirection = _ForwardRedirection()
 
     def compute_loss(
@@ -57,7 +79,7 @@ class CachedTeacherTrainer(SFTTrainer):  # type: ignore[misc]
             raise NotImplementedError("no logits are made that could be returned")
         student = self.accelerator.unwrap_model(model)
         # Within the student's own forward, where DDP waits for gradients and sharded weights are at hand.
-        found = self._redirection(model, student, self._divergence, student, inputs)
+        found = self._redirection(model, student, stored_divergence, student, inputs, **self._wanted)
         tokens = len(found.per_token)
         if num_items_in_batch is None:
             loss = found.total / max(1, tokens)
@@ -67,23 +89,6 @@ class CachedTeacherTrainer(SFTTrainer):  # type: ignore[misc]
                 loss = loss * self.accelerator.num_processes
         self._note(found, inputs)
         return loss
-
-    def _divergence(self, student: Any, inputs: dict[str, Any]) -> Divergence:
-        labels = inputs["labels"][:, 1:]
-        supervised = labels != IGNORED
-        passed = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("teacher_")}
-        states = backbone_of(student)(**passed, use_cache=False).last_hidden_state
-        hidden = states[:, :-1][supervised.to(states.device)]
-        with whole_head(student, hidden.dtype) as head:
-            return top_k_divergence(
-                Projection(hidden.to(head.weight.device), head),
-                TopK(inputs["teacher_ids"], inputs["teacher_log_probs"], inputs["teacher_tail"]),
-                entries=self._entries,
-                beta=self._beta,
-                temperature=self._temperature,
-                labels=labels[supervised] if self._temperature == 1.0 else None,
-                weights=(1.0, self._cross_entropy),
-            )
 
     def _note(self, found: Divergence, inputs: dict[str, Any]) -> None:
         sums = {"divergence": found.per_token, "entropy": found.entropy, "teacher_tail": inputs["teacher_tail"].exp()}

@@ -9,10 +9,12 @@ top-k; reverse KL on the full vocabulary is the usual reading of aligning a stud
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from posttrain.distill.schedule import OffPolicyShare
 from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.recipe.teacher import each_teacher
 from posttrain.rl.health import Health
@@ -52,6 +54,27 @@ class OnPolicyDistillationStage(RolloutStage):
 
     kind: Literal["on_policy_distillation"] = "on_policy_distillation"
     health: Health = Field(default_factory=Health, description="when a sick run is stopped")
+    off_policy: OffPolicyShare | None = Field(
+        default=None, description="a share of the steps learns from stored answers; default: every step is on-policy"
+    )
+
+    def stage_references(self) -> list[tuple[tuple[str | int, ...], str]]:
+        own = [] if self.off_policy is None else [(("off_policy", "stage"), self.off_policy.stage)]
+        return [*super().stage_references(), *own]
+
+    def _off_policy_faults(self, recipe: Recipe, share: OffPolicyShare) -> Iterator[Fault]:
+        stage = recipe.stages.get(share.stage)
+        logits = getattr(stage, "logits", None)
+        if stage is not None and logits is None:
+            what = f"stage `{share.stage}` stores no log-probabilities"
+            yield Fault(("off_policy", "stage"), what, remedy="name an off_policy_distillation stage with `logits`")
+        elif logits is not None and logits.temperature != self.train.get("temperature", 1.0):
+            yield Fault(
+                ("off_policy", "stage"),
+                f"stage `{share.stage}` stores log-probabilities at temperature {logits.temperature}",
+                "this stage's divergence is at train.temperature",
+                "make the two equal",
+            )
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         family = FAMILIES.get(recipe.template.family)
@@ -60,6 +83,8 @@ class OnPolicyDistillationStage(RolloutStage):
             yield Fault(("teacher",), what, remedy="name a stage, a model directory or a hub id")
         yield from teacher_faults(self, recipe, self.asking(family).modes if family else {})
         yield from super().faults(recipe, start_kind)
+        if self.off_policy is not None:
+            yield from self._off_policy_faults(recipe, self.off_policy)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         from posttrain.distill.teacher import check_tokenizers
@@ -73,7 +98,6 @@ class OnPolicyDistillationStage(RolloutStage):
         from datasets import load_from_disk
         from trl import DistillationConfig
 
-        from posttrain.distill.teacher import load_teacher, match_vocabulary
         from posttrain.distill.trainer import StudentTrainer
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
@@ -82,9 +106,7 @@ class OnPolicyDistillationStage(RolloutStage):
         rows = load_from_disk(str(context.dir.data / "train"))
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         enough_rows(context.name, len(rows), per_step)
-        settings = context.recipe.model
-        teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
-        match_vocabulary(model, teacher, len(tokenizer))
+        teacher = None if self._teaches_itself(context, peft_config) else self._load_teacher(context, model, tokenizer)
         trainer = with_optimizer(StudentTrainer, self.optimizer)(
             model=model,
             teacher_model=teacher,
@@ -97,4 +119,37 @@ class OnPolicyDistillationStage(RolloutStage):
             context.family, seed=context.seed, batch_size=self.rollout_batch_size, turn_tokens=self.turn_tokens
         )
         trainer.watch(self.health, entries=len(tokenizer))
+        if self.off_policy is not None:
+            trainer.stored = self._stored(self.off_policy, context, args, tokenizer)
         return trainer
+
+    def _teaches_itself(self, context: StageContext, peft_config: Any | None) -> bool:
+        """Whether the teacher is the model that the stage starts from, below an adapter: no second copy is loaded."""
+        if peft_config is None or not isinstance(context.teacher, Path):
+            return False
+        return context.teacher.expanduser().resolve() == context.start.resolve()
+
+    def _load_teacher(self, context: StageContext, model: Any, tokenizer: Any) -> Any:
+        from posttrain.distill.teacher import load_teacher, match_vocabulary
+
+        settings = context.recipe.model
+        teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
+        match_vocabulary(model, teacher, len(tokenizer))
+        return teacher
+
+    def _stored(self, share: OffPolicyShare, context: StageContext, args: Any, tokenizer: Any) -> Any:
+        from posttrain.distill.schedule import StoredAnswers
+        from posttrain.distill.teacher import check_tokenizers
+        from posttrain.model.policy import load_tokenizer
+
+        other = context.run.stage(share.stage)
+        check_tokenizers(tokenizer, load_tokenizer(other.model), f"of stage {share.stage}")
+        return StoredAnswers(
+            other.data,
+            share,
+            pad_token_id=tokenizer.pad_token_id,
+            batch=args.per_device_train_batch_size,
+            micro_steps=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            seed=context.seed,
+        )

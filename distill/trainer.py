@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from trl import DistillationTrainer
 
+from posttrain.distill.cached_trainer import stored_divergence
 from posttrain.distill.divergence import divergence
 from posttrain.distill.heads import whole_head
+from posttrain.distill.schedule import StoredAnswers
 from posttrain.distill.tiles import Projection
 from posttrain.rl.health import Health, Watch
 from posttrain.rl.resume import ResumableRollouts
@@ -16,12 +21,19 @@ from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings
 
 
 class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):  # type: ignore[misc]
-    """`DistillationTrainer` over rows with the columns `prompt`, `mode`, `switch` and `thinking_budget`."""
+    """`DistillationTrainer` over rows with the columns `prompt`, `mode`, `switch` and `thinking_budget`.
+
+    Without a teacher's model the student, which then bears an adapter, teaches itself with the adapter off.
+    """
+
+    stored: StoredAnswers | None = None
+    """What off-policy steps learn from, where there are any."""
 
     def watch(self, health: Health, *, entries: int) -> None:
         """Raise alarms as `health` says, and compare the first `entries` of the vocabulary. Called once."""
         self._watch = Watch(health)
         self._entries = entries
+        self._off_policy_batches: list[Any] | None = None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -45,13 +57,13 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
         kept = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # forced tokens are not the student's
         tokens = inputs["completion_ids"].shape[1]
         hidden = self._get_last_hidden_state(unwrapped_student, ids, attention, tokens)
-        self.teacher_model.eval()
-        teacher = self.accelerator.unwrap_model(self.teacher_model)
-        with torch.no_grad():
-            read = self._get_last_hidden_state
-            theirs = self._forward_redirection(self.teacher_model, teacher, read, teacher, ids, attention, tokens)
         chosen = kept.bool()
-        with whole_head(unwrapped_student, hidden.dtype) as head, whole_head(teacher, theirs.dtype) as teachers_head:
+        with ExitStack() as gathered:
+            head = gathered.enter_context(whole_head(unwrapped_student, hidden.dtype))
+            with torch.no_grad(), self._teaching(unwrapped_student) as (wrapped, teacher):
+                read = self._get_last_hidden_state
+                theirs = self._forward_redirection(wrapped, teacher, read, teacher, ids, attention, tokens)
+                teachers_head = gathered.enter_context(whole_head(teacher, theirs.dtype))
             found = divergence(
                 Projection(hidden[chosen], head),
                 Projection(theirs[chosen], teachers_head),
@@ -63,7 +75,45 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
         items = number.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return found.total / items, found.entropy.sum(), number
 
+    @contextmanager
+    def _teaching(self, student: Any) -> Iterator[tuple[Any, Any]]:
+        """The teacher as the engine wraps it, and bare."""
+        if self.teacher_model is not None:
+            self.teacher_model.eval()
+            yield self.teacher_model, self.accelerator.unwrap_model(self.teacher_model)
+            return
+        training = student.training
+        with student.disable_adapter():
+            try:
+                yield student.eval(), student
+            finally:
+                student.train(training)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        step, steps = self.state.global_step, self.state.max_steps
+        if self.stored is None or not self.model.training or not self.stored.share.is_off_policy(step, steps):
+            return super()._prepare_inputs(generation_batch)
+        micro_steps = self.args.gradient_accumulation_steps
+        if self._step % micro_steps == 0 or self._off_policy_batches is None:
+            process = self.accelerator.process_index
+            self._off_policy_batches = self.stored.of_step(step, steps, process, self._summed)
+        inputs = send_to_device(self._off_policy_batches[self._step % micro_steps], self.accelerator.device)
+        self.counters["train_tokens"] += int(self._summed([inputs["input_ids"].numel()])[0])
+        return inputs
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if "teacher_ids" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tokens = max(1, inputs.pop("supervised")) / self.accelerator.num_processes
+        student = self.accelerator.unwrap_model(model)
+        wanted = {"entries": self._entries, "beta": self.beta, "temperature": self.temperature}
+        found = self._forward_redirection(model, student, stored_divergence, student, inputs, **wanted)
+        self._metrics["train"]["off_policy/divergence"].append(found.per_token.mean().item())
+        return found.total / tokens
+
     def _other_forward_tokens(self) -> float:
         """The teacher's forward over every trained token."""
-        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        teacher = self.accelerator.unwrap_model(self.model if self.teacher_model is None else self.teacher_model)
         return float(size_outside_embeddings(teacher) * self.train_tokens)
