@@ -251,7 +251,9 @@ def main() -> None:
 
 
 def tell(size: str, turns: dict[str, list[dict[str, Any]]]) -> None:
-    """Keep the result of all variants, and print what it comes to."""
+    """Keep the result, beside what an earlier run measured of other variants, and print what it comes to."""
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    turns = {**result.get(size, {}).get("turns", {}), **turns}
     speed = {name: statistics.median(one["tokens_a_cpu_second"] for one in all) for name, all in turns.items()}
     peak = {name: statistics.median(one["peak_mib"] for one in all) for name, all in turns.items()}
     ratios = {}
@@ -261,7 +263,6 @@ def tell(size: str, turns: dict[str, list[dict[str, Any]]]) -> None:
                 "speed": round(speed[ours] / speed[theirs], 2),
                 "memory": round(peak[ours] / peak[theirs], 3),
             }
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     result[size] = {"turns": turns, "ratios": ratios, "command": f"python benchmarks/distillation.py --size {size}"}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     cached, on_policy = ratios.get("from_cache"), ratios.get("on_policy")
