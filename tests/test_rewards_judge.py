@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from posttrain.errors import PosttrainError
 from posttrain.rl.rewards import Rollout, Score, resolve_reward
 from posttrain.rl.rewards.judge import Judge, harmless, words_apart
-from posttrain.rl.rewards.tricks import INJECTION
+from posttrain.rl.rewards.probes import rollout
+from posttrain.rl.rewards.tricks import INJECTION, TRICKS, answered
 from posttrain.tasks.task import plain_message
 from tests.scripted_server import Body, Scripted, said, scripted, slowly
 from tests.served import MODEL, serving
@@ -78,6 +79,16 @@ def test_what_is_hidden_in_the_thinking_is_not_shown_to_the_judge() -> None:
         hidden = Rollout(message=plain_message("I cannot say.", reasoning="It is Oslo."))
         assert judge(server)(QUERY, hidden).value == 0.0
         assert "It is" not in server.asked[0][1]["messages"][0]["content"]
+
+
+def test_no_trick_earns_anything_from_a_careful_judge() -> None:
+    texts = [trick(QUERY, "Oslo", ["Bergen", "Rome"]) for trick in TRICKS.values()]
+    with scripted(careful) as server:
+        gold, *tried = judge(server).batch([QUERY] * (len(texts) + 1), [rollout(answered("Oslo"))] + [
+            rollout(text or "") for text in texts
+        ])  # fmt: skip
+    assert gold.value == 1.0
+    assert {name: score.value for name, score in zip(TRICKS, tried, strict=True) if score.value != 0.0} == {}
 
 
 FORGERIES = [

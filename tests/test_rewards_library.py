@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from posttrain.data.faults import BadRow
 from posttrain.data.rows import RowReader
 from posttrain.errors import PosttrainError
+from posttrain.recipe.load import load_recipe
 from posttrain.rl.rewards import FORM, Rollout, resolve_reward
 from posttrain.rl.rewards.hacking import LIMIT, search
 from posttrain.rl.rewards.probe_rows import FORM_PROBES
@@ -57,6 +59,16 @@ def test_probes_find_nothing(name: str) -> None:
         assert name in FORM_PROBES
     else:
         assert result.found is not None and result.found.score <= LIMIT
+
+
+def test_the_tiny_recipe_mixes_more_than_twenty_tasks_of_all_three_kinds_of_reward() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "general_rl_tiny.yaml").recipe
+    stage: Any = recipe.stages["general_rl"]
+    tasks = {recipe.data[name].task for name in stage.queries.weights}
+    assert len(tasks) >= 20 and tasks == {recipe.data[name].task for name in recipe.evaluation.data}
+    reward: Any = stage.reward_columns()[0][0].reward
+    paid = {part.name for task in tasks for part, _ in reward.function.table_of({"task": task})}
+    assert paid == {"accuracy", "judge", "reward_model"}
 
 
 def test_every_reward_of_form_has_probes() -> None:

@@ -97,6 +97,8 @@ def test_rl_was_paid_by_the_reward_model_and_each_component_by_itself(finished: 
     assert {"rewards/task/accuracy", "rewards/task/reward_model", "rewards/task/task/request"} <= figures
     read = [json.loads(line) for line in (finished / "stages/online_rl/rollouts.jsonl").read_text().splitlines()]
     assert {"accuracy", "reward_model"} >= {name for row in read for name in row["rewards"]["task"]["components"]}
+    page = (finished / "report.html").read_text()
+    assert "online_rl: 8 of its last rollouts" in page and "reward_model: 0." in page
 
 
 def test_pairs_are_a_right_and_a_wrong_answer_to_one_query(finished: Path) -> None:

@@ -32,7 +32,7 @@ def build_report(run: RunDir) -> Path:
     """Write the three forms of the report. Returns the page's path."""
     content = collect(run)
     public = {key: value for key, value in content.items() if key != "stages"}
-    bulky = ("metrics", "samples", "curve", "examples")
+    bulky = ("metrics", "samples", "rollouts", "curve", "examples")
     public["stages"] = [{key: value for key, value in stage.items() if key not in bulky} for stage in content["stages"]]
     write_json(run.path / "report.json", public)
     table = stage_table(content)

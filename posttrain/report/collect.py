@@ -12,6 +12,7 @@ import yaml
 from posttrain.model.artifacts import RunDir, read_json
 
 MODES = ("thinking", "non_thinking")
+ROLLOUTS = 8  # of the last ones that a stage of RL kept to read
 WHOLE = ("think_follow", "pair_accuracy")
 """Figures of a stage that are no mode's."""
 
@@ -79,6 +80,7 @@ def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]
         "metrics": read_lines(directory.metrics),
         "curve": read_lines(directory.curve),
         "samples": read_lines(directory.samples),
+        "rollouts": read_lines(directory.path / "rollouts.jsonl")[-ROLLOUTS:],
         "examples": read_lines(directory.data / "examples.jsonl"),
     }
 

@@ -50,10 +50,10 @@ class Judging(Procedural):
 
     def _wrong(self, rng: random.Random, right: list[str]) -> str:
         """An answer that is none: another adjective, the one that was named, several, or any words."""
-        kind = rng.randrange(4)
-        if kind < 2:
+        kind = rng.randrange(5)
+        if kind < 3:
             return rng.choice([word for word in ADJECTIVES if word not in right])
-        if kind == 2:
+        if kind == 3:
             return " ".join(rng.sample([*right, *rng.sample(ADJECTIVES, 3)], rng.randint(2, 3)))
         return " ".join(rng.sample(WORDS, rng.randint(1, 3)))
 
