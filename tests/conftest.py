@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.evaluation.suites.data import offer_nltk
+
 CHAIN = Path(__file__).parent / "recipes" / "chain.yaml"
 
 # Tests run side by side: one thread each, none of them spinning, and never a hub.
@@ -19,6 +21,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.update(ENVIRONMENT)
+offer_nltk()  # before any process of checkers starts
 
 
 def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -165,3 +165,12 @@ def test_check_tells_what_a_run_would_refuse(finished_run: Path) -> None:
     assert changed.returncode == 2
     assert "stage fusion is finished, and the recipe has changed under it: train.learning_rate" in changed.stderr
     assert sorted(path.name for path in finished_run.iterdir()) == before
+
+
+def test_a_stage_is_asked_the_recipes_suites(run: Path) -> None:
+    named = ["--set", "evaluation.suites=[length-ctrl]", "--set", "evaluation.suite_limit=2", "--output", str(run)]
+    done = posttrain("eval", CHAIN, "--model", "fusion", "--quiet", *named)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((run / "evaluations/fusion/evaluation.json").read_text())["scores"]
+    assert all(scores[mode]["by_suite"]["length-ctrl"]["n"] == 2 for mode in ("thinking", "non_thinking"))
+    assert (run / "evaluations/fusion/suites/length-ctrl/thinking/samples.md").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from tests.sandboxed import needs_sandbox
 
 QWEN3 = get_family("qwen3")
 SETTING = Setting("non_thinking", None, QWEN3)
-BUILT_IN = ("length-ctrl", "mtr-bench", "think-follow", "tool-use")  # their data are part of the project
+BUILT_IN = ("counterfact-qa", "length-ctrl", "mtr-bench", "think-follow", "tool-use")
+"""Their data are part of the project."""
 
 needs_data = pytest.mark.skipif(not data.directory().exists(), reason="no data of suites: run `make suites`")
 
@@ -96,7 +98,7 @@ RUBBISH = ("", "zzz", "<think>", "</think>\n\nzzz", "<tool_call>\n{}\n</tool_cal
 @pytest.mark.parametrize("name", [p for p in parameters() if p != "think-follow"])
 def test_rubbish_and_what_is_cut_off_earn_nothing(name: str) -> None:
     items = [item for item in chosen(get_suite(name), 60) if item.group not in FREE]
-    for text in RUBBISH:
+    for text in RUBBISH if name not in ("ifeval", "ifbench") else RUBBISH[:1]:  # "zzz" does have no comma
         earned = headline(name, played(name, always(text), items))
         assert max(earned) <= (0.1 if name == "length-ctrl" else 0.0), text  # two words are a tenth of twenty
     suite = get_suite(name)
@@ -187,6 +189,44 @@ def test_bfcl_gold_calls_are_right_and_altered_ones_wrong() -> None:
 )  # fmt: skip
 def test_bfcl_values(value: Any, values: list[Any], described: dict[str, Any], right: bool) -> None:
     assert accepted(value, values, described) == right
+
+
+@needs_data
+def test_ifeval_counts_prompts_and_instructions() -> None:
+    """A prompt with two instructions, of which an answer follows one: prompt 0, instructions 1/2."""
+    items = get_suite("ifeval").items()
+    assert len(items) == 541, "NLTK's data are offered, so nothing is left out"
+    two = {"instructions": ["punctuation:no_comma", "detectable_format:title"], "arguments": [{}, {}]}
+    item = dataclasses.replace(items[0], facts=two)
+    (half,) = played("ifeval", always("No title here."), [item])
+    assert half.marks.scores == {
+        "prompt_strict": 0.0,
+        "instruction_strict": [1.0, 0.0],
+        "prompt_loose": 0.0,
+        "instruction_loose": [1.0, 0.0],
+    }
+    assert half.marks.reason == "does not follow detectable_format:title"
+    (whole,) = played("ifeval", always("<<Here>>\nA title."), [item])
+    assert headline("ifeval", [whole]) == [1.0]
+    (loose,) = played("ifeval", always("Well, here:\n<<Here>>"), [item])
+    assert (loose.marks.scores["prompt_strict"], loose.marks.scores["prompt_loose"]) == (0.0, 1.0)
+
+
+def test_counterfact_qa_wants_denial_and_truth_where_the_premise_is_false_and_only_there() -> None:
+    items = get_suite("counterfact-qa").items()
+
+    def marks(answer: Callable[[Item], str]) -> dict[str, set[float]]:
+        found: dict[str, set[float]] = {"fair": set(), "false premise": set()}
+        for item in items:
+            (play,) = played("counterfact-qa", always(answer(item)), [item])
+            found[item.group] |= set(headline("counterfact-qa", [play]))
+        return found
+
+    truth = marks(lambda item: f"Because of {item.facts['answer']}, of course.")
+    assert truth == {"fair": {1.0}, "false premise": {0.0}}
+    denial = marks(lambda item: f"That is not so: it is {item.facts['answer']}.")
+    assert denial == {"fair": {0.0}, "false premise": {1.0}}
+    assert marks(lambda item: "That is not true.") == {"fair": {0.0}, "false premise": {0.0}}
 
 
 def test_length_is_scored_by_distance() -> None:

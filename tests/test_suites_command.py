@@ -11,7 +11,16 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from posttrain.cli import main
+from posttrain.evaluation.suites.stage import suite_problems, suite_scores
 from posttrain.model.artifacts import is_complete, read_json
+from posttrain.model.generation import Generator
+from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.recipe.demands import figure_names
+from posttrain.recipe.schema import EvaluationSpec
+from posttrain.report.collect import flatten
+from posttrain.run.gates import figure, missed
+from posttrain.templates.families import get_family
+from tests.conftest import CHAIN
 from tests.scripted_server import said, scripted
 from tests.test_generation import config, tokenizer
 
@@ -98,3 +107,38 @@ def test_the_same_seed_gives_the_same_answers(models: list[Path], tmp_path: Path
     answers = [(tmp_path / n / "tiny0/length-ctrl/thinking/answers.jsonl").read_text() for n in ("a", "b")]
     assert answers[0] == answers[1]
     assert evaluate(*asked, "--seed", 5, "--output", tmp_path / "a") == 2, "answers of another seed stand there"
+
+
+# --- suites that a recipe names
+
+
+def test_a_recipes_suites_are_figures_of_every_stage(models: list[Path], tmp_path: Path) -> None:
+    spec = EvaluationSpec(data=["x"], suites=["length-ctrl", "think-follow"], suite_limit=2, max_new_tokens=6)
+    family = get_family("qwen3")
+    generate = Generator(load_model(models[0]), load_tokenizer(models[0]), family, max_new_tokens=6)
+    played = suite_scores(generate, spec, models[0], family, tmp_path, label="x", quiet=True)
+    assert set(played["thinking"]) == {"length-ctrl", "think-follow"} and set(played["non_thinking"]) == {"length-ctrl"}
+    scores = {mode: {"by_suite": figures} for mode, figures in played.items()}
+    plain, intervals = flatten(scores)
+    assert set(plain["thinking"]) == {"suite/length-ctrl", "suite/think-follow"}
+    assert intervals["thinking"]["suite/length-ctrl"][2] == 2
+    name = "thinking.by_suite.length-ctrl"
+    assert figure(scores, name) == played["thinking"]["length-ctrl"]["value"]
+    assert name in figure_names(spec, family, "hybrid") and missed({name: "> 1"}, scores)
+    assert suite_scores(None, spec, models[0], family, tmp_path, label="x", quiet=True) == played  # type: ignore[arg-type]
+
+
+def test_suites_that_cannot_be_played_are_refused_when_the_recipe_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTTRAIN_SUITES", str(tmp_path))
+    spec = EvaluationSpec(data=["x"], suites=["nothing", "bfcl", "think-follow"])
+    assert [problem.what.split(":")[0] for problem in suite_problems(spec)] == [
+        "no suite is called 'nothing'",
+        "the data of suite bfcl are not there",
+    ]
+    named = ["--set", "evaluation.suites=[nothing, bfcl]", "--output", str(tmp_path / "run")]
+    for command in ("check", "run"):
+        assert main([command, str(CHAIN), *named]) == 2
+        told = capsys.readouterr().err
+        assert "no suite is called 'nothing'" in told and "make suites" in told

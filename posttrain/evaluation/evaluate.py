@@ -45,6 +45,7 @@ def evaluate_model(
     kind: Kind,
     budgets: Sequence[int],
     label: str,
+    suites_in: Path,
     quiet: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Score the model at a directory.
@@ -53,22 +54,23 @@ def evaluate_model(
         spec: the model at the root of the stage's chain: its type and attention.
         budgets: thinking budgets of the budget curve, in tokens; empty: no curve.
         label: what the progress bar calls it.
+        suites_in: where the answers to the recipe's suites are kept.
 
     Returns:
         The figures (`scores`, `budget_curve`), and samples to read as JSON lines.
     """
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
-    return score_policy(
-        generator(model, tokenizer, family, recipe.evaluation),
-        recipe.evaluation,
-        run,
-        family,
-        kind,
-        budgets,
-        label,
-        quiet,
-    )
+    generate = generator(model, tokenizer, family, recipe.evaluation)
+    result, samples = score_policy(generate, recipe.evaluation, run, family, kind, budgets, label, quiet)
+    if recipe.evaluation.suites:
+        from posttrain.evaluation.suites.stage import suite_scores
+
+        options: dict[str, Any] = {"label": label, "quiet": quiet}
+        played = suite_scores(generate, recipe.evaluation, directory, family, suites_in, **options)
+        for mode, figures_of_mode in played.items():
+            result["scores"][mode]["by_suite"] = figures_of_mode
+    return result, samples
 
 
 def score_policy(

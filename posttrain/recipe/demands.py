@@ -33,6 +33,7 @@ def figure_names(evaluation: EvaluationSpec, family: Family, kind: Kind) -> list
     samples = evaluation.samples
     passes = sorted({2**power for power in range(1, 12) if 2**power <= samples} | ({samples} - {1}))
     inside = [*SHARES, *(f"pass@{k}" for k in passes), *LENGTHS, *(f"by_data.{name}" for name in evaluation.data)]
+    inside += [f"by_suite.{name}" for name in evaluation.suites]
     names = [f"{mode}.{figure}" for mode in family.modes for figure in inside]
     return ["think_follow", *names] if kind == "hybrid" and evaluation.think_follow.dialogues else names
 

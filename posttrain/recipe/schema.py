@@ -151,6 +151,11 @@ class EvaluationSpec(Spec):
     curve_queries: int = Field(
         default=128, gt=0, description="reserved queries used by `evaluate_every` during training"
     )
+    suites: list[str] = Field(
+        default_factory=list,
+        description="evaluation suites whose headline figure every stage shows, see [suites.md](suites.md)",
+    )
+    suite_limit: int | None = Field(default=None, gt=0, description="items of each suite, drawn once and for all")
     seed: int = Field(default=1234, description="of all sampling in the evaluation")
 
 

@@ -65,8 +65,9 @@ def _figures_of(content: Mapping[str, Any], mode: str) -> list[tuple[str, str]]:
     first = [name for name in known if name in names]
     passes = [name for name in names if name.startswith("pass@")]
     data = [name for name in names if name.startswith("data/")]
-    order = [*first[:1], *passes, *data, *first[1:]]
-    return [(name, known.get(name, name.removeprefix("data/"))) for name in order]
+    suites = [name for name in names if name.startswith("suite/")]
+    order = [*first[:1], *passes, *data, *suites, *first[1:]]
+    return [(name, known.get(name, name.removeprefix("data/").removeprefix("suite/"))) for name in order]
 
 
 def _cell(stage: Mapping[str, Any], mode: str, name: str | None) -> dict[str, Any] | None:

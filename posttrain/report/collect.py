@@ -102,9 +102,10 @@ def flatten(scores: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _named(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The figures of a mode by name; those of single data sets as `data/NAME`, where there are several."""
+    """The figures of a mode by name; suites as `suite/NAME`, and where there are several, data sets as `data/NAME`."""
     named = [(name, figure) for name, figure in figures.items() if not name.startswith("by_")]
     by_data = figures.get("by_data", {})
+    named += [(f"suite/{name}", figure) for name, figure in figures.get("by_suite", {}).items()]
     return named + [(f"data/{name}", figure) for name, figure in by_data.items() if len(by_data) > 1]
 
 

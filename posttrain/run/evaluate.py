@@ -40,6 +40,7 @@ def evaluate_and_print(
     if not stage and kind == "base":
         kind = family_of(recipe.template).kind
     prepare(recipe, run, loaded.source.parent, quiet=quiet)
+    folder = run.path / "evaluations" / (model if stage else directory.name)
     result, samples = evaluate_model(
         directory,
         recipe=recipe,
@@ -49,9 +50,9 @@ def evaluate_and_print(
         kind=kind,
         budgets=list(budgets) or recipe.evaluation.budgets,
         label=directory.name if not stage else model,
+        suites_in=folder / "suites",
         quiet=quiet,
     )
-    folder = run.path / "evaluations" / (model if stage else directory.name)
     write_json(folder / "evaluation.json", result)
     write_text(folder / "samples.jsonl", samples)
     print_scores(read_json(folder / "evaluation.json"))

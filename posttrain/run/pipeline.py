@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import GateMissed, PosttrainError, Problem
+from posttrain.evaluation.suites.stage import suite_problems
 from posttrain.model.artifacts import RunDir, faults_of, is_complete, read_json, seal, write_json, write_text
 from posttrain.recipe.fingerprint import dependencies_of, dump_resolved, fingerprint_difference, recipe_fingerprint
 from posttrain.recipe.load import LoadedRecipe
@@ -90,7 +91,7 @@ def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) ->
 
 def _check_outside(pipeline: Pipeline) -> None:
     """What the unfinished stages need from outside the recipe: all that is wrong with it, before the first begins."""
-    problems: list[Problem] = []
+    problems = suite_problems(pipeline.recipe.evaluation)
     for context in pipeline.stages():
         if not context.dir.record.exists() and not is_complete(context.dir.model):
             try:
@@ -147,6 +148,7 @@ def _evaluate(context: StageContext) -> None:
         kind=kinds_of(recipe)[context.name][1],
         budgets=recipe.evaluation.budgets if context.name in budget_stages(recipe) else [],
         label=context.name,
+        suites_in=context.dir.path / "suites",
         quiet=context.quiet,
     )
     write_text(context.dir.samples, samples)

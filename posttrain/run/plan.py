@@ -174,9 +174,12 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from posttrain.evaluation.suites.stage import suite_problems
     from posttrain.run.quiet import hush_libraries
 
     hush_libraries()
+    if problems := suite_problems(loaded.recipe.evaluation):
+        raise PosttrainError(problems)
     loaded.check_libraries()
     recipe = loaded.recipe
     roots: dict[int, int | None] = {}

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.evaluation.suites.play import Generate
-from posttrain.model.artifacts import MANIFEST
+from posttrain.evaluation.suites.play import Generate, identity_of
 from posttrain.run.dialect import family_at
 from posttrain.templates.families import Family, Mode, get_family
 
@@ -72,21 +71,12 @@ def local(given: str, asked: Asked) -> Subject:
             batch_size=asked.batch_size,
         )
 
-    return Subject(label or _label(directory), family, _identity(directory), load, LOCAL_CHUNK)
+    return Subject(label or _label(directory), family, identity_of(directory), load, LOCAL_CHUNK)
 
 
 def _label(directory: Path) -> str:
     resolved = directory.resolve()
     return resolved.parent.name if resolved.name == "model" else resolved.name
-
-
-def _identity(directory: Path) -> dict[str, Any]:
-    """The weights by their manifest, or by size and time of change where there is none."""
-    sealed = directory / MANIFEST
-    files = [sealed] if sealed.exists() else sorted(directory.glob("*.safetensors"))
-    if sealed.exists():
-        return {"manifest": sealed.read_text(encoding="utf-8")}
-    return {"weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
 
 
 def served(url: str, model: str, asked: Asked, *, family: str, api_key_env: str | None) -> Subject:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
+from posttrain.evaluation.suites.data import offer_nltk
 from posttrain.evaluation.suites.play import Generate, chosen, play_suite
 from posttrain.evaluation.suites.registry import get_suite
 from posttrain.evaluation.suites.suite import Item, Setting, Suite, Tabulated
@@ -27,6 +28,7 @@ def evaluate_as_asked(arguments: argparse.Namespace, loaded: LoadedRecipe | None
     Raises:
         PosttrainError: a model, a server, a suite or its data are not there.
     """
+    offer_nltk()
     asked = Asked(
         budgets=arguments.budget,
         modes=arguments.mode,

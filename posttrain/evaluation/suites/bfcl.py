@@ -27,6 +27,7 @@ class Bfcl(SingleTurn):
     name = "bfcl"
     about = "BFCL v4, single-turn categories"
     headline = "accuracy"
+    reads = "bfcl"
 
     def items(self) -> list[Item]:
         return [

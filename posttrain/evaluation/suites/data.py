@@ -30,7 +30,12 @@ Row = dict[str, Any]
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of one data file.
+    """The rows of one data file. Raises as `present`."""
+    return [json.loads(line) for line in present(name).read_text(encoding="utf-8").splitlines()]
+
+
+def present(name: str) -> Path:
+    """The path of one data file.
 
     Raises:
         PosttrainError: it is not there.
@@ -40,7 +45,7 @@ def rows(name: str) -> list[Row]:
         why = "the data belong to published packages and are no part of this project"
         remedy = "run `make suites`, or name the directory that it made in $POSTTRAIN_SUITES"
         raise PosttrainError(Problem(f"the data of suite {name} are not there: {path}", why=why, remedy=remedy))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return path
 
 
 def directory() -> Path:
@@ -51,8 +56,19 @@ def directory() -> Path:
     return here if here.exists() else Path(__file__).resolve().parents[3] / PLACE
 
 
+def offer_nltk() -> None:
+    """Let the checkers of instructions find NLTK's data where `make suites` put them.
+
+    It has to be called before their process starts, so at the beginning of a command.
+    """
+    there = directory() / "nltk_data"
+    if there.exists():
+        os.environ.setdefault("NLTK_DATA", str(there.resolve()))
+
+
 def unpack(wheels: Path, target: Path) -> None:
     """Take the data of every suite out of the wheels, as JSON lines. The manifest is written last."""
+    _unpack_nltk(wheels, target / "nltk_data")
     for name, (package, read) in SOURCES.items():
         (wheel,) = wheels.glob(f"{package}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -60,6 +76,17 @@ def unpack(wheels: Path, target: Path) -> None:
         write_text(target / f"{name}.jsonl", "".join(lines))
         print(f"{target / name}.jsonl: {len(lines)} rows from {wheel.name}")
     seal(target)
+
+
+def _unpack_nltk(wheels: Path, target: Path) -> None:
+    """English sentence ends and stop words, which some checkers of instructions read."""
+    (wheel,) = wheels.glob("llama_index_core-*.whl")
+    base = "llama_index/core/_static/nltk_cache/"
+    wanted = (f"{base}tokenizers/punkt_tab/english/", f"{base}corpora/stopwords/english")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(wanted) and not name.endswith("/"):
+                write_text(target / name.removeprefix(base), archive.read(name).decode())
 
 
 def _lines(member: str) -> Callable[[zipfile.ZipFile], Iterator[Row]]:

@@ -17,6 +17,7 @@ class GsmSymbolic(SingleTurn):
     name = "gsm-symbolic"
     about = "GSM-Symbolic in many languages"
     headline = "accuracy"
+    reads = "gsm_symbolic"
 
     def items(self) -> list[Item]:
         return [

@@ -28,10 +28,15 @@ class HumanEval(SingleTurn):
     name = "humaneval"
     about = "HumanEval, 164 functions"
     headline = "pass@1"
+    reads = "humaneval"
 
-    def items(self) -> list[Item]:
+    def check(self) -> None:
+        super().check()
         if problems := missing():
             raise PosttrainError(problems)
+
+    def items(self) -> list[Item]:
+        self.check()
         return [
             Item(
                 row["task_id"],

@@ -18,7 +18,7 @@ from typing import Any
 from posttrain.errors import PosttrainError, Problem
 from posttrain.evaluation.scores import flat_score, percentile
 from posttrain.evaluation.suites.suite import Ask, Item, Played, Setting, Suite
-from posttrain.model.artifacts import is_complete, read_json, seal, write_json, write_text
+from posttrain.model.artifacts import MANIFEST, is_complete, read_json, seal, write_json, write_text
 from posttrain.model.generation import Completion, Prompt
 from posttrain.tasks.task import derive_seed
 
@@ -26,6 +26,15 @@ SHOWN = 4  # answers to read, right and wrong each
 
 Generate = Callable[..., list[Completion]]
 """`generation.Generator`, or what stands for one: called with prompts and `seed`."""
+
+
+def identity_of(directory: Path) -> dict[str, Any]:
+    """What makes a model directory this model: its manifest, or the sizes and times of its weights."""
+    sealed = directory / MANIFEST
+    if sealed.exists():
+        return {"manifest": sealed.read_text(encoding="utf-8")}
+    files = sorted(directory.glob("*.safetensors"))
+    return {"weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
 
 
 def chosen(suite: Suite, limit: int | None) -> list[Item]:

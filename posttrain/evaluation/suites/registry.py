@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 SUITES: dict[str, str] = {
     "bfcl": "posttrain.evaluation.suites.bfcl:Bfcl",
+    "counterfact-qa": "posttrain.evaluation.suites.counterfact_qa:CounterFactQA",
     "gsm-symbolic": "posttrain.evaluation.suites.gsm_symbolic:GsmSymbolic",
     "humaneval": "posttrain.evaluation.suites.humaneval:HumanEval",
+    "ifbench": "posttrain.evaluation.suites.ifeval:IfBench",
+    "ifeval": "posttrain.evaluation.suites.ifeval:IfEval",
     "length-ctrl": "posttrain.evaluation.suites.length_ctrl:LengthCtrl",
     "mtr-bench": "posttrain.evaluation.suites.mtr_bench:MtrBench",
     "reasoning-gym": "posttrain.evaluation.suites.reasoning_gym:ReasoningGym",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from posttrain.evaluation.suites.data import present
 from posttrain.model.generation import Completion, Prompt
 from posttrain.templates.families import Family, Mode
 from posttrain.templates.render import Message
@@ -139,11 +140,21 @@ def every_mode(family: Family, budgets: Sequence[int]) -> list[Setting]:
 
 
 class SingleTurn:
-    """A suite of questions with one answer each. What is cut off scores nothing, whatever was said by then."""
+    """A suite of questions with one answer each. What is cut off scores nothing, whatever was said by then.
+
+    Attributes:
+        reads: the data file that it needs, or "".
+    """
 
     name: str
     about: str
     headline: str
+    reads: str = ""
+
+    def check(self) -> None:
+        """See that everything is there that it needs, in a moment. Raises PosttrainError."""
+        if self.reads:
+            present(self.reads)
 
     def settings(self, family: Family, budgets: Sequence[int]) -> list[Setting]:
         return every_mode(family, budgets)
