@@ -115,9 +115,7 @@ class OnPolicyDistillationStage(RolloutStage):
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        trainer.set_rollouts(
-            context.family, seed=context.seed, batch_size=self.rollout_batch_size, turn_tokens=self.turn_tokens
-        )
+        self.set_rollouts(context, trainer, args)
         trainer.watch(self.health, entries=len(tokenizer))
         if self.off_policy is not None:
             trainer.stored = self._stored(self.off_policy, context, args, tokenizer)

@@ -23,6 +23,7 @@ from posttrain.evaluation.play import Played
 from posttrain.model.generation import Completion, Generator, Prompt
 from posttrain.rl.multi_turn import Episodes
 from posttrain.rl.rewards import Rollout
+from posttrain.rl.vllm_rollouts import SyncedEngine
 from posttrain.templates.families import Family, Sampling
 
 
@@ -74,7 +75,13 @@ class PerSampleRollouts:
     counters: dict[str, int]
 
     def set_rollouts(
-        self, family: Family, *, seed: int, batch_size: int | None = None, turn_tokens: int | None = None
+        self,
+        family: Family,
+        *,
+        seed: int,
+        batch_size: int | None = None,
+        turn_tokens: int | None = None,
+        engine: SyncedEngine | None = None,
     ) -> None:
         """Say how rollouts are made.
 
@@ -83,7 +90,9 @@ class PerSampleRollouts:
             seed: of the stage; every generation's own seed is derived from it.
             batch_size: rollouts generated at once in one process; None: all of a generation batch.
             turn_tokens: of one turn of an interactive task at most (`Episodes`).
+            engine: what samples; None: the policy itself.
         """
+        self._engine = engine
         self._episodes = Episodes(turn_tokens)
         self.family, self._stage_seed, self.rollout_batch_size = family, seed, batch_size
         self.counters = {"rollout_tokens": 0, "train_tokens": 0}
@@ -145,6 +154,16 @@ class PerSampleRollouts:
         """One completion for every row, by the policy as it is now."""
         trainer: Any = self
         sampling = Sampling(temperature=trainer.temperature, top_p=trainer.top_p, top_k=trainer.top_k)
+        settings: dict[str, Any] = {
+            "max_new_tokens": trainer.max_completion_length,
+            "sampling": dict.fromkeys(self.family.modes, sampling),
+        }
+        if self._engine is not None:
+            from posttrain.model.vllm_generation import VllmGenerator
+
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            engine = self._engine.at_step(trainer.state.global_step, policy)
+            return self._completed(VllmGenerator(engine, trainer._tokenizer, self.family, **settings))
         gathered = trainer.args.ds3_gather_for_generation
         with (
             unwrap_model_for_generation(
@@ -157,23 +176,19 @@ class PerSampleRollouts:
             trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
         ):
             sharded = trainer._dist.is_fsdp or (trainer._dist.is_zero3 and not gathered)
-            generator = Generator(
-                policy,
-                trainer._tokenizer,
-                self.family,
-                max_new_tokens=trainer.max_completion_length,
-                batch_size=self.rollout_batch_size or len(self._rows),
-                sampling=dict.fromkeys(self.family.modes, sampling),
-                sharded=sharded,
-            )
-            return self._episodes.complete(
-                generator,
-                self._rows,
-                [prompt_of(row) for row in self._rows],
-                seed=self._seed(trainer.model.training),
-                max_tokens=trainer.max_completion_length,
-                anyone=self._anyone if sharded else None,
-            )
+            settings |= {"batch_size": self.rollout_batch_size or len(self._rows), "sharded": sharded}
+            return self._completed(Generator(policy, trainer._tokenizer, self.family, **settings), sharded)
+
+    def _completed(self, generator: Generator, sharded: bool = False) -> list[Completion]:
+        trainer: Any = self
+        return self._episodes.complete(
+            generator,
+            self._rows,
+            [prompt_of(row) for row in self._rows],
+            seed=self._seed(trainer.model.training),
+            max_tokens=trainer.max_completion_length,
+            anyone=self._anyone if sharded else None,
+        )
 
     def _anyone(self, mine: bool) -> bool:
         return self._summed([int(mine)])[0] > 0

@@ -12,10 +12,11 @@ from posttrain.data.funnel import Funnel
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.schema import Share, Spec
 from posttrain.recipe.stage import Fault, Stage, StageContext
-from posttrain.rl.health import Health
+from posttrain.rl.health import PolicyHealth
 from posttrain.rl.modes import Asking, ThinkingBudgets, mode_faults
 from posttrain.rl.queries import QuerySelection, select_queries, write_data
 from posttrain.rl.stream import DynamicSampling
+from posttrain.rl.vllm_rollouts import open_engine, vllm_faults
 from posttrain.templates.families import FAMILIES, Family, Kind, Mode
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ NO_EFFECT: Mapping[str, str] = {
 
 ON_POLICY_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """Rollouts drawn from the policy as it is: anything else biases the importance ratio. `train:` may change it."""
+
+
+BOUNDED_RATIOS: Mapping[str, Any] = {"delta": 4.0}
+"""Where an advantage is negative, PPO's clip leaves the ratio unbounded above; TRL's second clip bounds it there, too
+(INTELLECT-2, arXiv 2505.07291, section 3.4). It matters off-policy alone. `train:` may change it."""
 
 
 class RewardSpec(Spec):
@@ -90,14 +96,7 @@ class RolloutStage(Stage):
         family = FAMILIES.get(recipe.template.family)
         if family is not None:
             yield from mode_faults(self.asking(family), family, start_kind)
-        for key in self.train:
-            if (key == "use_vllm" and self.train[key]) or key.startswith("vllm_"):
-                yield Fault(
-                    ("train", key),
-                    f"{key}: rollouts by vLLM are not supported yet",
-                    "modes and thinking budgets of single samples would be silently ignored",
-                    "remove it: rollouts come from transformers",
-                )
+        yield from vllm_faults(self.train, recipe.engine)
         if self.train.get("temperature") == 0:
             yield Fault(
                 ("train", "temperature"), "rollouts cannot be drawn at temperature 0", "they would all be equal"
@@ -119,7 +118,22 @@ class RolloutStage(Stage):
 
     def decided_options(self) -> dict[str, Any]:
         """Trainer options that `train:` cannot change."""
-        return {"remove_unused_columns": False, "shuffle_dataset": self.queries.order == "shuffled"}
+        decided = {"remove_unused_columns": False, "shuffle_dataset": self.queries.order == "shuffled"}
+        # TRL would make an engine of its own, for which all samples of a batch are alike.
+        return decided | ({"use_vllm": False} if self.train.get("use_vllm") else {})
+
+    def set_rollouts(self, context: StageContext, trainer: Any, args: Any) -> None:
+        """Tell a trainer how this stage makes its rollouts; with `train.use_vllm`, start the engine."""
+        engine = open_engine(context, args) if self.train.get("use_vllm") else None
+        trainer.set_rollouts(
+            context.family,
+            seed=context.seed,
+            batch_size=self.rollout_batch_size,
+            turn_tokens=self.turn_tokens,
+            engine=engine,
+        )
+        # What TRL corrects of a sampler's log-probabilities, it corrects of this one's.
+        trainer.use_vllm = engine is not None
 
 
 class GrpoStage(RolloutStage):
@@ -143,7 +157,7 @@ class GrpoStage(RolloutStage):
     dynamic_sampling: DynamicSampling | None = Field(
         default=None, description="fill every batch with groups that carry a difference in reward"
     )
-    health: Health = Field(default_factory=Health, description="when a sick run is stopped")
+    health: PolicyHealth = Field(default_factory=PolicyHealth, description="the entropy's band; when a run is stopped")
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -152,6 +166,13 @@ class GrpoStage(RolloutStage):
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         yield from super().faults(recipe, start_kind)
+        for key in ("entropy_coef", "use_adaptive_entropy"):
+            if self.health.entropy is not None and self.train.get(key):
+                yield Fault(
+                    ("train", key),
+                    f"{key} and health.entropy both decide over the entropy's coefficient",
+                    remedy="leave one of them out",
+                )
         if not self.rewards:
             yield Fault(("rewards",), "a stage of RL needs a reward", remedy="as rewards: {accuracy: 1.0}")
         for name, spec in self.rewards.items():
@@ -213,7 +234,8 @@ class GrpoStage(RolloutStage):
             if (opens := getattr(getattr(column.reward, "function", None), "open", None)) is not None:
                 opens(context.run)
         owned = {**self.decided_options(), "reward_weights": weights}
-        args = trainer_arguments(GRPOConfig, context, self, defaults=ON_POLICY_SAMPLING, **owned)
+        defaults = {**ON_POLICY_SAMPLING, **BOUNDED_RATIOS}
+        args = trainer_arguments(GRPOConfig, context, self, defaults=defaults, **owned)
         rows = load_from_disk(str(context.dir.data / "train"))
         enough_rows(context.name, len(rows), args.generation_batch_size // args.num_generations)
         # With beta > 0 TRL loads the reference by this name: it is the policy as the stage found it.
@@ -226,9 +248,7 @@ class GrpoStage(RolloutStage):
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        trainer.set_rollouts(
-            context.family, seed=context.seed, batch_size=self.rollout_batch_size, turn_tokens=self.turn_tokens
-        )
+        self.set_rollouts(context, trainer, args)
         trainer.watch(self.health)
         if trainer.is_world_process_zero():
             reading = RolloutFile(context.dir.path / "rollouts.jsonl", len(columns))

@@ -8,34 +8,27 @@ from trl import GRPOTrainer
 
 from posttrain.rl.advantage_rows import RowsWithAdvantage
 from posttrain.rl.filled_batches import FilledBatches
-from posttrain.rl.health import Health, Watch
+from posttrain.rl.policy_health import WatchedPolicy
 from posttrain.rl.resume import ResumableRollouts
 from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings
 
 
-class PolicyTrainer(FilledBatches, PerSampleRollouts, ResumableRollouts, RowsWithAdvantage, GRPOTrainer):  # type: ignore[misc]
+class PolicyTrainer(
+    FilledBatches,
+    PerSampleRollouts,
+    WatchedPolicy,
+    ResumableRollouts,
+    RowsWithAdvantage,
+    GRPOTrainer,  # type: ignore[misc]
+):
     """`GRPOTrainer` over rows with the columns `prompt`, `mode`, `switch` and `thinking_budget`."""
 
-    def watch(self, health: Health) -> None:
-        """Raise alarms as `health` says. Called once, after construction."""
-        self._watch = Watch(health)
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
-        return super()._generate_single_turn(*args, **kwargs), None
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        if self.model.training:
-            figures = self._metrics["train"]
-            alarms = self._watch.look(
-                truncated=figures["completions/clipped_ratio"][-1],
-                trained_tokens=int(output["num_items_in_batch"]),
-                flat_groups=figures["frac_reward_zero_std"][-1],
-                reward=figures["reward"][-1],
-            )
-            for name, value in alarms.items():
-                figures[name].append(value)
-        return output
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], Any]:
+        ids = super()._generate_single_turn(*args, **kwargs)
+        if self._engine is None:
+            return ids, None
+        # None: not told, as of what an environment said; TRL and the probe leave these tokens alone.
+        return ids, [done.log_probs or [None] * len(done.completion_ids) for done in self._completions]
 
     def _other_forward_tokens(self) -> float:
         """The reference's forward and the one for the old log-probabilities, where there are any."""

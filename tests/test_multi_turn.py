@@ -21,7 +21,7 @@ from posttrain.model.generation import Completion, Prompt
 from posttrain.model.policy import load_tokenizer
 from posttrain.rl.environments import ENVIRONMENTS
 from posttrain.rl.environments.task import MtrBench, transcript
-from posttrain.rl.health import Health
+from posttrain.rl.health import PolicyHealth
 from posttrain.rl.multi_turn import Episodes
 from posttrain.rl.rewards import Rollout, resolve_reward
 from posttrain.rl.rewards.column import RewardColumn
@@ -239,7 +239,7 @@ def trainer_of(policy: Path, folder: Path, **options: Any) -> PolicyTrainer:
         processing_class=load_tokenizer(policy),
     )
     trainer.set_rollouts(QWEN3, seed=5, turn_tokens=8)
-    trainer.watch(Health())
+    trainer.watch(PolicyHealth())
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     return trainer

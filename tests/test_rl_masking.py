@@ -19,7 +19,7 @@ from posttrain.distill.trainer import StudentTrainer
 from posttrain.errors import PosttrainError
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.schema import ModelSpec, TrainedTokenizer
-from posttrain.rl.health import Health, Watch
+from posttrain.rl.health import Health, PolicyHealth, Watch
 from posttrain.rl.modes import Asking, ThinkingBudgets, ask
 from posttrain.rl.rewards.column import RewardColumn
 from posttrain.rl.trainer import PolicyTrainer
@@ -84,7 +84,7 @@ def grpo(policy: Path, tmp_path: Path, **options: Any) -> PolicyTrainer:
         processing_class=load_tokenizer(policy),
     )
     trainer.set_rollouts(THINKS, seed=5)
-    trainer.watch(Health())
+    trainer.watch(PolicyHealth())
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     return trainer

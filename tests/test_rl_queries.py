@@ -200,8 +200,14 @@ def test_order_within_the_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         ),
         ({"queries": {"from": "sums", "order": "hardest_first"}}, "hybrid", "qwen3", "needs a pass rate"),
         ({"queries": {"from": "sums", "order": "variance"}}, "hybrid", "qwen3", "variance needs a pass rate"),
-        ({"train": {"use_vllm": True}}, "hybrid", "qwen3", "use_vllm"),
-        ({"train": {"vllm_mode": "colocate"}}, "hybrid", "qwen3", "vllm_mode"),
+        ({"train": {"use_vllm": True, "vllm_mode": "server"}}, "hybrid", "qwen3", "only colocate"),
+        (
+            {"train": {"use_vllm": True, "vllm_tensor_parallel_size": 2}},
+            "hybrid",
+            "qwen3",
+            "parallel_size has no effect",
+        ),
+        ({"train": {"vllm_mode": "colocate"}}, "hybrid", "qwen3", "vllm_mode without use_vllm"),
         ({"train": {"temperature": 0}}, "hybrid", "qwen3", "temperature 0"),
         ({"rewards": {"acuracy": 1.0}}, "hybrid", "qwen3", "no reward 'acuracy'"),
     ],
@@ -213,7 +219,7 @@ def test_faults_are_told_before_anything_runs(
     recipe = context(tmp_path, stage).recipe.model_copy(update={"template": TemplateSpec(family=family)})
     found = [fault.what for fault in stage.faults(recipe, kind)]
     assert any(said in what for what in found), found
-    sound = grpo(train={"use_vllm": False})
+    sound = grpo(train={"use_vllm": True, "vllm_gpu_memory_utilization": 0.3})
     assert list(sound.faults(context(tmp_path / "b", sound).recipe, "hybrid")) == []
 
 

@@ -15,6 +15,7 @@ from posttrain.evaluation.think_follow import think_follow
 from posttrain.model.artifacts import RunDir
 from posttrain.model.generation import Completion, Generator, Prompt
 from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.model.vllm_generation import VllmEngine, generator_over
 from posttrain.progress import progress
 from posttrain.recipe.schema import EvaluationSpec, ModelSpec, Recipe
 from posttrain.tasks.registry import get_task
@@ -71,6 +72,20 @@ def evaluate_model(
         for mode, figures_of_mode in played.items():
             result["scores"][mode]["by_suite"] = figures_of_mode
     return result, samples
+    if recipe.engine.sampler == "vllm":
+        model: Any = VllmEngine(directory, dtype=spec.dtype)
+    else:
+        model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
+    return score_policy(
+        generator(model, tokenizer, family, recipe.evaluation),
+        recipe.evaluation,
+        run,
+        family,
+        kind,
+        budgets,
+        label,
+        quiet,
+    )
 
 
 def score_policy(
@@ -131,7 +146,7 @@ def score_policy(
 def generator(model: Any, tokenizer: Any, family: Family, spec: EvaluationSpec) -> Generator:
     """Completions as the recipe's evaluation draws them: the family's sampling for each mode, or the recipe's own."""
     own = {mode: Sampling(**given.model_dump()) for mode, given in spec.sampling.items()}
-    return Generator(
+    return generator_over(
         model,
         tokenizer,
         family,

@@ -29,6 +29,8 @@ class Row:
         seed: of the randomness of this row alone.
         limit: tokens the completion may have; own_limit: not forced ones among them.
         ids: the completion so far.
+        budget: the thinking budget that `state` keeps; None: none.
+        log_probs: of these ids, from an engine that tells them; None from others.
     """
 
     prompt_ids: list[int]
@@ -39,6 +41,8 @@ class Row:
     own_limit: int
     ids: list[int] = field(default_factory=list)
     own: int = 0
+    log_probs: list[float] | None = None
+    budget: int | None = None
 
     def noise(self, steps: int) -> torch.Tensor:
         """(steps,) float64 in [0, 1): what samples the row's ids, one number each."""

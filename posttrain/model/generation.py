@@ -65,6 +65,7 @@ class Completion:
         thinking_tokens: own tokens inside think blocks.
         closed_by: how the latest think block was closed (`posttrain.budget.state.ClosedBy`); None where none was.
         truncated: no end of turn came within the allowed tokens.
+        log_probs: the sampler's own of every completion id, where it gives them (vLLM does).
     """
 
     prompt_ids: list[int]
@@ -78,6 +79,7 @@ class Completion:
     thinking_tokens: int
     closed_by: str | None
     truncated: bool
+    log_probs: list[float] | None = None
 
     @property
     def tokens(self) -> int:
@@ -146,15 +148,21 @@ class Generator:
             PosttrainError: a prompt cannot be rendered; a budget that the tokenizer or the family cannot keep; scores
                 that are not finite.
         """
-        from posttrain.model.decoding import decode
-        from posttrain.model.inference import decoding_mode, lockstep
-
         read = self._read(prompts)
         prefills = [prefilled for _, prefilled in read]
         rows = [
             self._row(prompt, ids, opens_thinking(prefilled, self.family), seed_of(seed, place))
             for place, (prompt, (ids, prefilled)) in enumerate(zip(prompts, read, strict=True))
         ]
+        self._decode(rows, progress or (lambda count: None))
+        self._tell_of_positions(rows)
+        return [self._completion(*given) for given in zip(prompts, rows, prefills, strict=True)]
+
+    def _decode(self, rows: Sequence[Row], ended: Callable[[int], None]) -> None:
+        """Complete the rows; their `ids` and `state` hold the result."""
+        from posttrain.model.decoding import decode
+        from posttrain.model.inference import decoding_mode, lockstep
+
         # Long prompts first: little padding, equal prompts side by side, and memory runs out at the start if it does.
         ordered = sorted(rows, key=lambda row: (-len(row.prompt_ids), row.prompt_ids))
         with decoding_mode(self._model), lockstep(self._model) if self._sharded else nullcontext():
@@ -164,10 +172,8 @@ class Generator:
                     ordered[start : start + self._batch_size],
                     eos_ids=self._watching.eos_ids,
                     vocabulary=self._vocabulary,
-                    ended=progress or (lambda count: None),
+                    ended=ended,
                 )
-        self._tell_of_positions(rows)
-        return [self._completion(*given) for given in zip(prompts, rows, prefills, strict=True)]
 
     def _read(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], str]]:
         """The tokens of every prompt, and what they hold after the assistant's header."""
@@ -213,6 +219,7 @@ class Generator:
             seed=seed,
             limit=own_limit + (len(rule.stop_ids) if limited else 0),
             own_limit=own_limit,
+            budget=budget if limited else None,
         )
 
     def _sampling_of(self, prompt: Prompt) -> Sampling:
@@ -236,6 +243,7 @@ class Generator:
             thinking_tokens=row.state.thinking_tokens,
             closed_by=row.state.closed_by,
             truncated=not ended,
+            log_probs=row.log_probs,
         )
 
 

@@ -181,6 +181,10 @@ class EngineSpec(Spec):
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed's own options over our defaults")
     cpu: bool = Field(default=False, description="train on the CPU even where there is an accelerator")
     threads: int | None = Field(default=None, ge=1, description="torch threads a process; default: torch's")
+    sampler: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="what samples from a model that a stage's data or an evaluation loads; rollouts: train.use_vllm",
+    )
 
     @model_validator(mode="after")
     def _launchable(self) -> EngineSpec:

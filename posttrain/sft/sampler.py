@@ -162,14 +162,14 @@ class Models:
             server = Endpoint(place, who="the teacher" if teaches else "the server")
             server.check()
             return ServedGenerator(server, self._context.family, max_new_tokens=max_new_tokens, sampling=sampling)
-        from posttrain.model.generation import Generator
+        from posttrain.model.vllm_generation import generator_over
 
         if self._loaded is None or place != self._directory:
             self._loaded = None  # two large models may not fit
             self._directory, self._loaded = place, self._load(place, str(reference))
         model, tokenizer = self._loaded
         family = dialect(place, self._context.family)
-        return Generator(
+        return generator_over(
             model, tokenizer, family, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling
         )
 
@@ -178,6 +178,7 @@ class Models:
 
         from posttrain.model.policy import load_model, load_tokenizer
         from posttrain.model.trainer_defaults import on_accelerator
+        from posttrain.model.vllm_generation import VllmEngine
 
         context = self._context
         log.info("%s: loading %s to sample from", context.name, directory)
@@ -186,6 +187,8 @@ class Models:
         spec = context.recipe.model
         try:
             tokenizer = load_tokenizer(directory)
+            if context.recipe.engine.sampler == "vllm":
+                return VllmEngine(directory, dtype=spec.dtype), tokenizer
             model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
         except (OSError, ValueError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
