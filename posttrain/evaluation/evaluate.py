@@ -61,7 +61,10 @@ def evaluate_model(
         The figures (`scores`, `budget_curve`), and samples to read as JSON lines.
     """
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
+    if recipe.engine.sampler == "vllm":
+        model: Any = VllmEngine(directory, dtype=spec.dtype)
+    else:
+        model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
     generate = generator(model, tokenizer, family, recipe.evaluation)
     result, samples = score_policy(generate, recipe.evaluation, run, family, kind, budgets, label, quiet)
     if recipe.evaluation.suites:
@@ -72,20 +75,6 @@ def evaluate_model(
         for mode, figures_of_mode in played.items():
             result["scores"][mode]["by_suite"] = figures_of_mode
     return result, samples
-    if recipe.engine.sampler == "vllm":
-        model: Any = VllmEngine(directory, dtype=spec.dtype)
-    else:
-        model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
-    return score_policy(
-        generator(model, tokenizer, family, recipe.evaluation),
-        recipe.evaluation,
-        run,
-        family,
-        kind,
-        budgets,
-        label,
-        quiet,
-    )
 
 
 def score_policy(
