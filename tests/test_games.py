@@ -18,7 +18,9 @@ NAMES = sorted(ENVIRONMENTS)
 SEEDS = range(20)
 
 RANDOM_WINS_AT_MOST = {
+    "AssiutChess": (0.3, 0.25, 0.15),
     "AttendanceCheck": (0.45, 0.35, 0.3),
+    "BeeChase": (0.4, 0.2, 0.1),
     "BitCompare": (0.25, 0.25, 0.25),
     "BitGuessing": (0.15, 0.1, 0.1),
     "BitQuery": (0.1, 0.02, 0.02),
@@ -30,7 +32,11 @@ RANDOM_WINS_AT_MOST = {
     "FindBiggest": (0.2, 0.1, 0.05),
     "FindHidden": (0.45, 0.25, 0.2),
     "FindTheImpostors": (0.15, 0.1, 0.1),
+    "GeoGame": (0.4, 0.15, 0.05),
+    "GridColoring": (0.3, 0.1, 0.05),
+    "GridGame": (0.4, 0.3, 0.15),
     "GuessMax": (0.1, 0.02, 0.02),
+    "KnightBattle": (0.45, 0.35, 0.2),
     "LegendaryTree": (0.2, 0.1, 0.05),
     "ListQuery": (0.1, 0.1, 0.1),
     "MagneticField": (0.35, 0.2, 0.15),
@@ -40,6 +46,7 @@ RANDOM_WINS_AT_MOST = {
     "MinMax": (0.25, 0.1, 0.1),
     "PaperNumber": (0.35, 0.1, 0.05),
     "PermutationDiscovery": (0.3, 0.15, 0.05),
+    "PizzaSlice": (0.3, 0.2, 0.1),
     "RPD": (0.45, 0.3, 0.2),
     "RainbowCandy": (0.3, 0.15, 0.05),
     "RotaryLock": (0.3, 0.1, 0.05),
@@ -48,7 +55,9 @@ RANDOM_WINS_AT_MOST = {
     "TreasureHunt": (0.25, 0.1, 0.1),
     "VladikMaze": (0.15, 0.05, 0.05),
     "Wordle": (0.0, 0.0, 0.0),
+    "XORBreaking": (0.45, 0.25, 0.1),
     "ZeroFinding": (0.2, 0.05, 0.05),
+    "ZigzagGraph": (0.5, 0.3, 0.25),
 }
 """Easy, medium, hard: what a player without thought wins at most of 60 games."""
 

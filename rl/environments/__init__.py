@@ -48,7 +48,16 @@ ENVIRONMENTS: dict[str, str] = {
     "SafepathFinder": f"{_HERE}.state_operation.safepath_finder:SafepathFinder",
     "TreasureHunt": f"{_HERE}.state_operation.treasure_hunt:TreasureHunt",
     "VladikMaze": f"{_HERE}.state_operation.vladik_maze:VladikMaze",
+    "AssiutChess": f"{_HERE}.strategic_gaming.assiut_chess:AssiutChess",
+    "BeeChase": f"{_HERE}.strategic_gaming.bee_chase:BeeChase",
+    "GeoGame": f"{_HERE}.strategic_gaming.geo_game:GeoGame",
+    "GridColoring": f"{_HERE}.strategic_gaming.grid_coloring:GridColoring",
+    "GridGame": f"{_HERE}.strategic_gaming.grid_game:GridGame",
+    "KnightBattle": f"{_HERE}.strategic_gaming.knight_battle:KnightBattle",
     "PaperNumber": f"{_HERE}.strategic_gaming.paper_number:PaperNumber",
+    "PizzaSlice": f"{_HERE}.strategic_gaming.pizza_slice:PizzaSlice",
+    "XORBreaking": f"{_HERE}.strategic_gaming.xor_breaking:XORBreaking",
+    "ZigzagGraph": f"{_HERE}.strategic_gaming.zigzag_graph:ZigzagGraph",
 }
 
 

@@ -10,9 +10,8 @@ from itertools import pairwise
 from typing import ClassVar
 
 from posttrain.rl.environments.game import Category, Difficulty, Player, Reply
+from posttrain.rl.environments.graphs import distances, edges_in, graph_of, said
 from posttrain.rl.environments.rounds import Play, Rounds, as_player, lost, numbers, numbers_in, setting, won
-
-Graph = dict[int, list[int]]
 
 
 class CactusSearch(Rounds[int]):
@@ -47,7 +46,7 @@ class CactusSearch(Rounds[int]):
             "CactusSearch. Find a hidden vertex of this graph. After a wrong guess you are told a neighbour of your"
             " guess that is nearer to the hidden vertex.\n"
             "v guesses vertex v.\n"
-            f"n = {self.size}; guesses = {self.guesses_left}\nedges = {' '.join(f'{a}-{b}' for a, b in self.edges)}"
+            f"n = {self.size}; guesses = {self.guesses_left}\nedges = {said(self.edges)}"
         )
 
     def play(self, text: str) -> Reply:
@@ -68,28 +67,9 @@ class CactusSearch(Rounds[int]):
         return as_player(_play)
 
 
-def graph_of(edges: list[tuple[int, int]]) -> Graph:
-    near: Graph = {}
-    for a, b in edges:
-        near.setdefault(a, []).append(b)
-        near.setdefault(b, []).append(a)
-    return near
-
-
-def distances(near: Graph, source: int) -> dict[int, int]:
-    away, todo = {source: 0}, [source]
-    for vertex in todo:
-        for neighbour in near[vertex]:
-            if neighbour not in away:
-                away[neighbour] = away[vertex] + 1
-                todo.append(neighbour)
-    return away
-
-
 def _play(rules: str) -> Play:
     """The vertex whose distances to all that are left sum to least: whichever neighbour is told, half are out."""
-    ends = numbers_in(setting(rules)["edges"].replace("-", " "))
-    near = graph_of(list(zip(ends[::2], ends[1::2], strict=True)))
+    near = graph_of(edges_in(setting(rules)["edges"]))
     away = {vertex: distances(near, vertex) for vertex in near}
     left = sorted(near)
     while True:
