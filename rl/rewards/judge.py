@@ -19,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.rl.rewards import Rollout, Score
@@ -29,6 +29,9 @@ from posttrain.tasks.structured import NotJson, read_json_answer
 from posttrain.tasks.task import normalise
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
+
+if TYPE_CHECKING:
+    from posttrain.recipe.endpoint import EndpointSpec
 
 PROMPT = Path(__file__).with_name("judge.jinja")
 _MARKERS = re.compile(r"<(?=[|｜]|/?(?:think|tool_call|tool_response|s|start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
@@ -70,33 +73,19 @@ class Judge:
         Raises:
             PosttrainError: no endpoint, a prompt that is not there, or other options that will not do.
         """
-        from pydantic import ValidationError
-
-        from posttrain.recipe.endpoint import EndpointSpec
-
-        problems = []
-        try:
-            self.spec = EndpointSpec(
-                endpoint=endpoint,
-                model=model,
-                api_key_env=api_key_env,
-                concurrency=concurrency,
-                timeout=timeout,
-                patience=patience,
-            )
-        except ValidationError as error:
-            for one in error.errors():
-                what = f"judge: {'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
-                problems.append(Problem(what, remedy="as {endpoint: http://127.0.0.1:8000/v1, model: NAME}"))
+        address = {"endpoint": endpoint, "model": model, "api_key_env": api_key_env}
+        waits = {"concurrency": concurrency, "timeout": timeout, "patience": patience}
+        spec, problems = _spec_of({**address, **waits})
         path = Path(prompt).expanduser() if prompt else PROMPT
         if not path.is_file():
             problems.append(Problem(f"judge: there is no prompt {path}", remedy="the path of a Jinja file"))
-        if verdicts is not None and not all(0.0 <= float(score) <= 1.0 for score in verdicts.values()):
+        if not all(0.0 <= float(score) <= 1.0 for score in (verdicts or {}).values()):
             problems.append(Problem("judge: verdicts are words with scores from 0 to 1"))
-        if scale < 1 or max_tokens < 1 or longest < 1:
+        if min(scale, max_tokens, longest) < 1:
             problems.append(Problem("judge: scale, max_tokens and longest are whole numbers above 0"))
-        if problems:
+        if problems or spec is None:
             raise PosttrainError(problems)
+        self.spec = spec
         self._template = path.read_text(encoding="utf-8")
         self._verdicts = {str(word): float(score) for word, score in (verdicts or {}).items()}
         self._scale, self._constrained, self._longest = scale, constrained, longest
@@ -210,6 +199,22 @@ class Judge:
         if not 0 <= value[key] <= self._scale:
             return None
         return Score(value[key] / self._scale, " ".join(str(value["reason"]).split())[:300])
+
+
+def _spec_of(options: Mapping[str, Any]) -> tuple[EndpointSpec | None, list[Problem]]:
+    """The server, and what is wrong with how it is named."""
+    from pydantic import ValidationError
+
+    from posttrain.recipe.endpoint import EndpointSpec
+
+    try:
+        return EndpointSpec(**options), []
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
+        ]
+        remedy = "as {endpoint: http://127.0.0.1:8000/v1, model: NAME}"
+        return None, [Problem(f"judge: {line}", remedy=remedy) for line in told]
 
 
 def prompt_of(
