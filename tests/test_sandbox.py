@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from posttrain.sandbox import isolation
 from posttrain.sandbox.job import Limits, Program, Runs, UnitTests
 from posttrain.sandbox.judge.values import decode, encode
 from posttrain.sandbox.memory import held_by
-from posttrain.sandbox.pool import Sandbox
+from posttrain.sandbox.pool import Sandbox, judge
 from tests.sandboxed import PROGRAMS, judged, needs_sandbox, printed, sandbox
 
 __all__ = ["sandbox"]
@@ -84,6 +85,21 @@ def test_held_by_counts_children() -> None:
         assert process.stdout and process.stdout.readline() == b"1\n"
         assert 100 << 20 < held_by(process.pid) < 200 << 20
         process.kill()
+
+
+@needs_sandbox
+def test_a_root_that_somebody_tidied_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.parent.parent.chmod(0o755)  # nobody has to get there
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    isolation.command.cache_clear()
+    limits = Limits()
+    program = Program("def f():\n    return 1", UnitTests("assert f() == 1"))
+    assert judge(program, limits).passed and list(tmp_path.iterdir())
+    shutil.rmtree(tmp_path / f"posttrain-sandbox-{os.geteuid()}")
+    assert judge(program, limits).passed
+    isolation.command.cache_clear()
 
 
 @pytest.mark.parametrize("tool", ["bwrap", "setpriv"])

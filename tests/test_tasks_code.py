@@ -113,6 +113,16 @@ def test_tests_that_judge_nothing_are_bad_rows(code: Code, answer: str, said: st
 
 
 @needs_sandbox
+def test_a_sandbox_that_does_not_hold_is_told_when_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walls fail (no namespaces, as in some containers): the first row says so, whether or not it has an entry."""
+    monkeypatch.setattr("posttrain.sandbox.pool.faults_of_walls", lambda judge: ["there is a network"])
+    for given in ({"answer": TESTS}, {"answer": TESTS, "entry": '{"entry_point": "add"}'}):
+        monkeypatch.setattr("posttrain.tasks.registry.get_task", lambda name: Code())
+        with pytest.raises(PosttrainError, match="does not hold here: there is a network"):
+            RowReader("h", "queries", "code")({"prompt": "?", **given}, 1)
+
+
+@needs_sandbox
 def test_rows_of_humaneval_need_only_a_map(code: Code) -> None:
     """The map that docs/recipe.md gives, on a row as HumanEval has them: helper in the prompt, body as solution."""
     given = {

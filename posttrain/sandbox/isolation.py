@@ -59,6 +59,9 @@ def command(limits: Limits) -> tuple[tuple[str, ...], Path]:
 def start(limits: Limits) -> subprocess.Popen[bytes]:
     """The judge, started: a job goes in, a verdict comes out. What complains on standard error is bubblewrap."""
     words, program = command(limits)
+    if not program.exists():  # whoever tidies up temporary files took the root too
+        command.cache_clear()
+        words, program = command(limits)
     pipe = subprocess.PIPE
     with program.open("rb") as file:
         number = file.fileno()

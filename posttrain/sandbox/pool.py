@@ -59,7 +59,10 @@ def judge(program: Program, limits: Limits) -> Verdict:
     """Run one program behind the walls. A fault of the sandbox itself is a verdict `error`."""
     began = time.monotonic()
     job = json.dumps(_job(program, limits)).encode()
-    process = start(limits)
+    try:
+        process = start(limits)
+    except OSError as error:
+        return Verdict("error", f"no sandbox could be started: {error}", time.monotonic() - began)
     assert process.stdin and process.stdout and process.stderr
     try:
         told = _communicate(process, job, limits, began)

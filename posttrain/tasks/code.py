@@ -78,7 +78,12 @@ class Code:
         return f"```python\n{_entry(query).get('solution') or query['response']}\n```"
 
     def problem(self, answer: str) -> str | None:
-        """Why tests cannot judge anything, or None. A loader asks this of every row."""
+        """Why tests cannot judge anything, or None. A loader asks this of every row.
+
+        Raises:
+            PosttrainError: the sandbox does not hold here; so it is told when rows are read, before anything trains.
+        """
+        _ = self._sandbox
         if not answer.strip():
             return "the answer is empty: it has to be tests, or inputs and outputs"
         try:
@@ -89,6 +94,12 @@ class Code:
         if parse_tests(answer) is None:
             return f"the tests {answer[:60]!r} are no Python"
         return None if re.search(r"\bassert|\bcheck\(", answer) else f"the tests {answer[:60]!r} assert nothing"
+
+    def entry_problem(self, entry: Mapping[str, Any]) -> str | None:
+        """Why a row with this entry cannot be judged, or None. Raises as `problem`."""
+        _ = self._sandbox
+        wrong = [name for name in ("entry_point", "prefix", "solution") if not isinstance(entry.get(name, ""), str)]
+        return f"its entry's {wrong[0]} is no text" if wrong else None
 
     @cached_property
     def _sandbox(self) -> Sandbox:

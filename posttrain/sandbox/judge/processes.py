@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 DESK = "/tmp"  # the one place that can be written to
+ASIDE = 100  # descriptors from here on are free in a judge
 MEMORY_STATUS = 77
 """Exit status of a program that ended with a MemoryError."""
 
@@ -61,9 +61,10 @@ def spawn(run: Callable[[], None], keep: Sequence[tuple[int, int]], limits: Mapp
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        moved = [(fcntl.fcntl(source, fcntl.F_DUPFD, 100), target) for source, target in keep]
-        for source, target in moved:
-            os.dup2(source, target)
+        for place, (source, _) in enumerate(keep):  # out of the way first: a target may be another one's source
+            os.dup2(source, ASIDE + place)
+        for place, (_, target) in enumerate(keep):
+            os.dup2(ASIDE + place, target)
         os.closerange(keep[-1][1] + 1, 1 << 16)
         if limits:
             confine(limits)
