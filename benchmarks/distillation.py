@@ -119,6 +119,8 @@ def trainer_of(variant: str, size: str, steps: int, tokenizer: Any, folder: str)
     from trl import DistillationConfig, DistillationTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+    if variant == "from_cache":
+        return from_cache(size, steps, tokenizer, folder)
     student = model_of(size, "student")
     number = BATCH[size] * steps
     common = {"model": student, "processing_class": tokenizer}
@@ -137,44 +139,56 @@ def trainer_of(variant: str, size: str, steps: int, tokenizer: Any, folder: str)
             trainer.watch(Health(), entries=len(tokenizer))
         return trainer, {}
     rows = given_rows(number)
-    if variant == "trl_gkd":
-        from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-        args = arguments(GKDConfig, size, steps, folder, lmbda=0.0, beta=0.0, temperature=1.0)
-        collator = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
-        teacher = model_of(size, "teacher").eval()
-        return GKDTrainer(**common, args=args, teacher_model=teacher, train_dataset=rows, data_collator=collator), {}
-    return from_cache(common, rows, size, steps, tokenizer, folder)
+    args = arguments(GKDConfig, size, steps, folder, lmbda=0.0, beta=0.0, temperature=1.0)
+    collator = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    teacher = model_of(size, "teacher").eval()
+    return GKDTrainer(**common, args=args, teacher_model=teacher, train_dataset=rows, data_collator=collator), {}
 
 
-def from_cache(
-    common: dict[str, Any], rows: Any, size: str, steps: int, tokenizer: Any, folder: str
-) -> tuple[Any, dict[str, float]]:
+def fill_cache(directory: Path, rows: Any, size: str, entries: int) -> float:
+    """Store the teacher's log-probabilities; return CPU seconds. In a process of its own: its memory goes with it."""
+    import multiprocessing
+
+    from posttrain.distill.cache_write import fill
+    from posttrain.distill.local_teacher import LocalTeacher
+
+    def work() -> None:
+        began = time.process_time()
+        fill(
+            directory,
+            rows,
+            lambda: LocalTeacher(model_of(size, "teacher"), entries=entries, k=K),
+            {"made": "here"},
+            k=K,
+            entries=entries,
+        )
+        (directory / "seconds").write_text(str(time.process_time() - began))
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join()
+    return float((directory / "seconds").read_text())
+
+
+def from_cache(size: str, steps: int, tokenizer: Any, folder: str) -> tuple[Any, dict[str, float]]:
     import numpy as np
     from trl import SFTConfig
 
     from posttrain.distill.cache import LogprobCache
-    from posttrain.distill.cache_write import fill
     from posttrain.distill.cached_trainer import CachedTeacherTrainer
-    from posttrain.distill.local_teacher import LocalTeacher
 
-    directory, entries = Path(folder) / "cache", len(tokenizer)
-    began = time.process_time()
-    fill(
-        directory,
-        rows,
-        lambda: LocalTeacher(model_of(size, "teacher"), entries=entries, k=K),
-        {"made": "here"},
-        k=K,
-        entries=entries,
-    )
-    filled = time.process_time() - began
+    rows, directory, entries = given_rows(BATCH[size] * steps), Path(folder) / "cache", len(tokenizer)
+    filled = fill_cache(directory, rows, size, entries)
     rows = rows.add_column("row", np.arange(len(rows)))
     prepared = {"skip_prepare_dataset": True}
     args = arguments(
         SFTConfig, size, steps, folder, max_length=None, dataset_kwargs=prepared, remove_unused_columns=False
     )
-    trainer = CachedTeacherTrainer(**common, args=args, train_dataset=rows)
+    trainer = CachedTeacherTrainer(
+        model=model_of(size, "student"), processing_class=tokenizer, args=args, train_dataset=rows
+    )
     trainer.teach(LogprobCache(directory), entries=entries, beta=0.0, temperature=1.0, cross_entropy=0.0)
     return trainer, {"filling_cpu_seconds": filled, "filled_tokens": float(len(rows) * COMPLETION)}
 
@@ -231,11 +245,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=sorted(SHAPES), default="tiny")
     parser.add_argument("--steps", type=int, default=None, help="of each training; the first is not counted")
+    parser.add_argument("--batch", type=int, default=None, help="completions a step; trl_gkd takes 7 GB at 16")
     parser.add_argument("--turns", type=int, default=1, help="times that each training is measured")
     parser.add_argument("--only", choices=VARIANTS, nargs="*", default=VARIANTS)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     steps = given.steps or (4 if given.size == "tiny" else 2)
+    BATCH[given.size] = given.batch or BATCH[given.size]
     if given.variant:
         print(json.dumps(measure(given.variant, given.size, steps)))
         return
@@ -244,6 +260,7 @@ def main() -> None:
     for _ in range(given.turns):
         for variant in given.only:
             command = [sys.executable, __file__, "--variant", variant, "--size", given.size, "--steps", str(steps)]
+            command += ["--batch", str(BATCH[given.size])]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             turns[variant].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{variant}: {turns[variant][-1]}", flush=True)
@@ -253,7 +270,8 @@ def main() -> None:
 def tell(size: str, turns: dict[str, list[dict[str, Any]]]) -> None:
     """Keep the result, beside what an earlier run measured of other variants, and print what it comes to."""
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    turns = {**result.get(size, {}).get("turns", {}), **turns}
+    key = f"{size}, {BATCH[size]} completions of {COMPLETION} tokens a step"
+    turns = {**result.get(key, {}).get("turns", {}), **turns}
     speed = {name: statistics.median(one["tokens_a_cpu_second"] for one in all) for name, all in turns.items()}
     peak = {name: statistics.median(one["peak_mib"] for one in all) for name, all in turns.items()}
     ratios = {}
@@ -263,7 +281,8 @@ def tell(size: str, turns: dict[str, list[dict[str, Any]]]) -> None:
                 "speed": round(speed[ours] / speed[theirs], 2),
                 "memory": round(peak[ours] / peak[theirs], 3),
             }
-    result[size] = {"turns": turns, "ratios": ratios, "command": f"python benchmarks/distillation.py --size {size}"}
+    command = f"python benchmarks/distillation.py --size {size} --batch {BATCH[size]}"
+    result[key] = {"turns": turns, "ratios": ratios, "command": command}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     cached, on_policy = ratios.get("from_cache"), ratios.get("on_policy")
     met = bool(

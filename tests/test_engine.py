@@ -195,6 +195,51 @@ def test_zero3_trains_an_adapter_off_policy_as_one_process(one_process: Path, tm
         torch.testing.assert_close(mine[name], other[name], rtol=0.02, atol=5e-3)
 
 
+def remembered(one_process: Path, directory: Path, engine: dict[str, Any]) -> StageContext:
+    """A stage that learns from stage sft's stored log-probabilities on what that was trained on, up to its training."""
+    from datasets import load_from_disk
+
+    from posttrain.distill.cache_stage import PLACE
+    from posttrain.distill.cache_write import fill
+    from posttrain.distill.local_teacher import LocalTeacher
+    from posttrain.model.artifacts import write_json
+    from posttrain.model.policy import load_model, load_tokenizer
+
+    shutil.copytree(one_process, directory)
+    data = directory / "stages/taught/data"
+    shutil.copytree(directory / "stages/sft/data", data)
+    teacher = directory / "stages/sft/model"
+    entries = len(load_tokenizer(teacher))
+    local = LocalTeacher(load_model(teacher), entries=entries, k=8)
+    fill(directory / "teacher", load_from_disk(str(data / "train")), lambda: local, {"of": "sft"}, k=8, entries=entries)
+    write_json(data / PLACE, {"directory": "../../../teacher"})
+    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
+    recipe["engine"] = engine
+    train = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
+    recipe["stages"]["taught"] = {
+        **{"kind": "off_policy_distillation", "start_from": "base", "teacher": "sft", "queries": {"from": "problems"}},
+        "logits": {"top_k": 8, "cross_entropy": 0.1},
+        "train": {**train, "per_device_train_batch_size": 8 // engine.get("processes", 1)},
+    }
+    write_text(directory / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    return context_of(load_recipe(directory / "recipe.yaml").recipe, RunDir(directory), "taught", quiet=True)
+
+
+@launched
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_stored_log_probabilities_teach_two_processes_as_one(one_process: Path, tmp_path: Path, strategy: str) -> None:
+    alone = remembered(one_process, tmp_path / "alone", {"cpu": True, "threads": 1})
+    engine.train(alone, alone.recipe.model)
+    context = remembered(one_process, tmp_path / "run", engine_of(strategy))
+    launch(context)
+    for key in ("loss", "grad_norm", "divergence", "cross_entropy", "num_tokens"):
+        ours, theirs = (series(run.run.path, "taught", key) for run in (context, alone))
+        assert len(ours) == 4 and ours == pytest.approx(theirs, rel=5e-3, abs=5e-3), key
+    mine, other = weights(context.dir.model), weights(alone.dir.model)
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], rtol=0.02, atol=5e-3)
+
+
 @launched
 def test_killed_while_sharded_leaves_nothing_behind_and_goes_on(one_process: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
