@@ -164,7 +164,7 @@ def errors() -> list[dict[str, float]]:
     from posttrain.distill.buckets import TopK, bucket_divergence
 
     draw = torch.Generator().manual_seed(0)
-    tokens = 256
+    tokens = 64
     logits = torch.randn(tokens, VOCABULARY, generator=draw, dtype=torch.float64) * 2.0
     peaks = torch.randint(VOCABULARY, (tokens, 12), generator=draw)
     heights = 14.0 + 3.0 * torch.randn(tokens, 12, generator=draw, dtype=torch.float64)
