@@ -21,6 +21,7 @@ from posttrain.distill.cache import FINGERPRINT, LogprobCache, check_fingerprint
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import MANIFEST, StageDir, is_complete, read_json, seal, write_json
 from posttrain.progress import progress
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import Spec
 from posttrain.recipe.stage import StageContext
 
@@ -147,13 +148,20 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
     """The stage's teacher, ready to tell log-probabilities.
 
     Raises:
-        PosttrainError: it cannot be loaded, or has fewer rows than the tokenizer entries.
+        PosttrainError: it cannot be loaded, or has fewer rows than the tokenizer entries; a served one is not as
+            `ServedTeacher.check` wants it.
     """
     from posttrain.distill.local_teacher import LocalTeacher
     from posttrain.distill.teacher import load_teacher
 
+    if isinstance(context.teacher, EndpointSpec):
+        from posttrain.distill.served_teacher import ServedTeacher
+
+        served = ServedTeacher(context.teacher, entries=len(tokenizer), top_k=k)
+        served.check(tokenizer)
+        return served
     if not isinstance(context.teacher, Path):
-        raise PosttrainError(Problem(f"stage {context.name}: `logits` needs one teacher, a directory or a hub id"))
+        raise PosttrainError(Problem(f"stage {context.name}: `logits` needs one teacher, here or served"))
     settings = context.recipe.model
     log.info("%s: loading %s for its log-probabilities", context.name, context.teacher)
     teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)

@@ -14,8 +14,11 @@ from pydantic import Field, model_validator
 from posttrain.distill import cache_stage
 from posttrain.distill.cache_stage import StoredLogits
 from posttrain.distill.on_policy import teacher_faults
+from posttrain.model.artifacts import is_complete
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import SamplingSpec
 from posttrain.recipe.stage import Fault, Stage, StageContext
+from posttrain.recipe.teacher import Teachers
 from posttrain.rl.queries import QuerySources
 from posttrain.sft.fusion import Flags, Fusion, MultiTurn
 from posttrain.sft.rejection_sampling import RejectionSampling
@@ -139,12 +142,13 @@ class OffPolicyDistillationStage(Stage):
             yield from self._logits_faults(self.logits)
 
     def _logits_faults(self, logits: StoredLogits) -> Iterator[Fault]:
-        if self.teacher is not None and not isinstance(self.teacher, str):
-            yield Fault(
-                ("logits",),
-                "log-probabilities are stored of one teacher here: a stage, a directory or a hub id",
-                remedy="name one such teacher, or leave `logits` out",
-            )
+        if isinstance(self.teacher, Teachers):
+            what = "log-probabilities are stored of one teacher, here or served"
+            yield Fault(("logits",), what, remedy="name one teacher, or leave `logits` out")
+        if isinstance(self.teacher, EndpointSpec) and logits.temperature != 1.0:
+            why = "it tells its most probable entries as they are, and their softened tail cannot be worked out"
+            what = "a served teacher goes with temperature 1 alone"
+            yield Fault(("logits", "temperature"), what, why, "remove it")
         if logits.cross_entropy and logits.temperature != 1.0:
             yield Fault(
                 ("logits", "cross_entropy"),
@@ -166,11 +170,20 @@ class OffPolicyDistillationStage(Stage):
 
     def check_outside(self, context: StageContext) -> None:
         self.as_sft().check_outside(context)
+        if self.logits is not None and not is_complete(context.dir.data):
+            from posttrain.distill.teacher import check_teachers
+
+            check_teachers(context, self.logits.top_k)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         if self.logits is not None:
             return cache_stage.build_data(self.as_sft(), self.logits, context)
         return self.as_sft().build_data(context)
+
+    def examine(self, context: StageContext) -> None:
+        from posttrain.distill.agreement import examine
+
+        examine(context)
 
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
         if self.logits is not None:

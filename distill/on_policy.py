@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from posttrain.distill.schedule import OffPolicyShare
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.recipe.teacher import each_teacher
 from posttrain.rl.health import Health
@@ -53,6 +54,9 @@ class OnPolicyDistillationStage(RolloutStage):
     trainer_config: ClassVar[str] = "trl:DistillationConfig"
 
     kind: Literal["on_policy_distillation"] = "on_policy_distillation"
+    top_k: int = Field(
+        default=20, ge=1, description="entries that a served teacher tells of each position; all others are one bucket"
+    )
     health: Health = Field(default_factory=Health, description="when a sick run is stopped")
     off_policy: OffPolicyShare | None = Field(
         default=None, description="a share of the steps learns from stored answers; default: every step is on-policy"
@@ -78,26 +82,51 @@ class OnPolicyDistillationStage(RolloutStage):
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         family = FAMILIES.get(recipe.template.family)
-        if self.teacher is not None and not isinstance(self.teacher, str):
-            what = "on-policy distillation takes one teacher, whose model is here"
-            yield Fault(("teacher",), what, remedy="name a stage, a model directory or a hub id")
+        yield from self._other_teacher_faults(recipe)
         yield from teacher_faults(self, recipe, self.asking(family).modes if family else {})
         yield from super().faults(recipe, start_kind)
         if self.off_policy is not None:
             yield from self._off_policy_faults(recipe, self.off_policy)
+
+    def _other_teacher_faults(self, recipe: Recipe) -> Iterator[Fault]:
+        """What several teachers, or served ones, cannot do."""
+        if isinstance(self.teacher, str | None):
+            return
+        served = any(isinstance(one, EndpointSpec) for _, one in each_teacher(self.teacher))
+        if served and self.train.get("temperature", 1.0) != 1.0:
+            why = "it tells its most probable entries as they are, and their softened tail cannot be worked out"
+            what = "a served teacher goes with temperature 1 alone"
+            yield Fault(("train", "temperature"), what, why, "remove it")
+        if recipe.engine.strategy != "ddp" and any(isinstance(one, str) for _, one in each_teacher(self.teacher)):
+            what = f"several teachers are not sharded: engine.strategy {recipe.engine.strategy}"
+            yield Fault(("teacher",), what, remedy="use ddp, or serve the teachers")
+
+    def check_outside(self, context: StageContext) -> None:
+        from posttrain.distill.teacher import check_teachers
+
+        check_teachers(context, self.top_k)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         from posttrain.distill.teacher import check_tokenizers
         from posttrain.model.policy import load_tokenizer
 
         # Before rollouts and pass rates are paid for.
-        check_tokenizers(load_tokenizer(context.start), load_tokenizer(str(context.teacher)), str(context.teacher))
+        for _, one in each_teacher(context.teacher if not isinstance(context.teacher, Path) else str(context.teacher)):
+            if isinstance(one, str):
+                check_tokenizers(load_tokenizer(context.start), load_tokenizer(one), one)
         return super().build_data(context)
+
+    def examine(self, context: StageContext) -> None:
+        from posttrain.distill.agreement import examine
+
+        examine(context)
 
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
         from datasets import load_from_disk
         from trl import DistillationConfig
 
+        from posttrain.distill.several_teachers import SeveralTeachersTrainer
+        from posttrain.distill.teacher import load_teachers
         from posttrain.distill.trainer import StudentTrainer
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
@@ -106,8 +135,13 @@ class OnPolicyDistillationStage(RolloutStage):
         rows = load_from_disk(str(context.dir.data / "train"))
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         enough_rows(context.name, len(rows), per_step)
-        teacher = None if self._teaches_itself(context, peft_config) else self._load_teacher(context, model, tokenizer)
-        trainer = with_optimizer(StudentTrainer, self.optimizer)(
+        several = None
+        if not isinstance(context.teacher, Path):
+            several = load_teachers(context, tokenizer, self.top_k)
+            rows = rows.add_column("teacher", several.of(rows))
+        alone = several is not None or self._teaches_itself(context, peft_config)
+        teacher = None if alone else self._load_teacher(context, model, tokenizer)
+        trainer = with_optimizer(SeveralTeachersTrainer if several else StudentTrainer, self.optimizer)(
             model=model,
             teacher_model=teacher,
             args=args,
@@ -115,6 +149,8 @@ class OnPolicyDistillationStage(RolloutStage):
             processing_class=tokenizer,
             peft_config=peft_config,
         )
+        if several is not None:
+            trainer.learn_from(several.teachers, several.shares(rows["teacher"]))
         self.set_rollouts(context, trainer, args)
         trainer.watch(self.health, entries=len(tokenizer))
         if self.off_policy is not None:

@@ -7,11 +7,18 @@ of the divergence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, Problem
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.recipe.references import start_of
+from posttrain.recipe.teacher import OneTeacher, Teacher, Teachers, each_teacher
+
+if TYPE_CHECKING:
+    from posttrain.recipe.stage import StageContext
 
 SHOWN = 5
 """Differences told one by one."""
@@ -39,6 +46,110 @@ def load_teacher(directory: Path | str, tokenizer: Any, *, dtype: str, attention
             Problem(f"the teacher at {directory} could not be loaded: {line}", remedy="check the stage's `teacher`")
         ) from error
     return teacher.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Several:
+    """The teachers of a stage, ready to teach, and which of them teaches a query.
+
+    Attributes:
+        specs: as the stage has them (directories, hub ids, servers); teachers: a model or a `ServedTeacher` each.
+        by: who teaches what.
+        data_of: the data set of each query, by key.
+    """
+
+    specs: list[OneTeacher]
+    teachers: list[Any]
+    by: Teacher
+    data_of: Mapping[str, str]
+
+    def of(self, rows: Any) -> list[int]:
+        """The place of each row's teacher.
+
+        Raises:
+            PosttrainError: a row has none.
+        """
+        by = self.by if isinstance(self.by, Teachers) else Teachers(default=self.by)
+        found = [by.of(self.data_of.get(key), task) for key, task in zip(rows["key"], rows["task"], strict=True)]
+        if None in found:
+            tasks = sorted({task for one, task in zip(found, rows["task"], strict=True) if one is None})
+            what = f"queries have no teacher: those of task {', '.join(f'`{task}`' for task in tasks)}"
+            raise PosttrainError(Problem(what, remedy="give teacher.default, or name the task"))
+        return [self.specs.index(one) for one in found if one is not None]
+
+    def shares(self, places: Sequence[int]) -> list[float]:
+        """Of the rows that each teacher teaches."""
+        return [list(places).count(number) / max(1, len(places)) for number in range(len(self.specs))]
+
+
+def load_teachers(context: StageContext, tokenizer: Any, top_k: int) -> Several:
+    """Several teachers, or a served one.
+
+    Args:
+        tokenizer: the student's.
+        top_k: entries that served ones tell.
+
+    Raises:
+        PosttrainError: one is not there, or its tokenizer is not the student's.
+    """
+    from datasets import load_from_disk
+
+    from posttrain.distill.served_teacher import ServedTeacher
+
+    assert context.teacher is not None and not isinstance(context.teacher, Path)
+    specs = list(dict.fromkeys(one for _, one in each_teacher(context.teacher)))
+    settings = context.recipe.model
+    teachers: list[Any] = []
+    for one in specs:
+        if isinstance(one, EndpointSpec):
+            teachers.append(ServedTeacher(one, entries=len(tokenizer), top_k=top_k))
+        else:
+            teachers.append(load_teacher(one, tokenizer, dtype=settings.dtype, attention=settings.attention))
+    data_of: dict[str, str] = {}
+    for _, name in context.recipe.stages[context.name].data_references():
+        for key in load_from_disk(str(context.run.data(name)))["key"]:
+            data_of.setdefault(key, name)
+    return Several(specs, teachers, context.teacher, data_of)
+
+
+def check_teachers(context: StageContext, top_k: int) -> None:
+    """Hold every teacher's tokenizer against the student's, before the first stage of a run begins.
+
+    A stage hands on the tokenizer of the model at the root of its chain, which stands when a run begins.
+
+    Raises:
+        PosttrainError: all that is wrong.
+    """
+    from posttrain.distill.served_teacher import ServedTeacher
+    from posttrain.model.policy import load_tokenizer
+
+    recipe = context.recipe
+    student = load_tokenizer(_root(context, context.name))
+    problems: list[Problem] = []
+    for one in dict.fromkeys(one for _, one in each_teacher(recipe.stages[context.name].teacher)):
+        try:
+            if isinstance(one, EndpointSpec):
+                ServedTeacher(one, entries=len(student), top_k=top_k).check(student)
+            elif one in recipe.stages:
+                check_tokenizers(student, load_tokenizer(_root(context, one)), f"stage {one}")
+            else:
+                check_tokenizers(student, load_tokenizer(one), one)
+        except PosttrainError as error:
+            problems += error.problems
+        except (OSError, ValueError) as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problems.append(Problem(f"the tokenizer of the teacher {one} could not be loaded: {line}"))
+    if problems:
+        raise PosttrainError(problems)
+
+
+def _root(context: StageContext, name: str) -> Path:
+    """The directory of the model at the root of a stage's chain."""
+    origin = start_of(context.recipe, name)
+    while origin[0] == "stage":
+        name = origin[1]
+        origin = start_of(context.recipe, name)
+    return context.run.stage(name).path / "start" if origin[0] == "model" else context.run.base
 
 
 def check_tokenizers(student: Any, teacher: Any, name: str) -> None:
@@ -70,7 +181,7 @@ def _differences(student: Any, teacher: Any) -> Iterator[str]:
             yield f"entry {index} is {_shown(ours_here)} here and {_shown(theirs_here)} there"
     # The same entries may still be put together by other merges: the text of every kind of entry is tried.
     if ours == theirs:
-        for text in _PROBES:
+        for text in PROBES:
             if student(text, add_special_tokens=False).input_ids != teacher(text, add_special_tokens=False).input_ids:
                 yield f"{text!r} is split into other entries"
 
@@ -79,7 +190,7 @@ def _shown(token: str | None) -> str:
     return "nothing" if token is None else repr(token)
 
 
-_PROBES = (
+PROBES = (
     "The quick brown fox jumps over 1,234.5 lazy dogs.",
     "<think>\nSo x = 7*(8+9) - 10/3?\n</think>\n\n\\boxed{42}",
     "def f(x):\n\treturn {'a': [x ** 2, None]}\n\n\n",

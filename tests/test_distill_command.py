@@ -12,6 +12,7 @@ from posttrain.cli import main
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import read_json
 from posttrain.model.policy import build_policy
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import ModelSpec
 from posttrain.run.distill import Asked, write_distillation
@@ -44,12 +45,14 @@ def asked(models: Path, tmp_path: Path, **changed: Any) -> Asked:
     return Asked(**{**given, **changed})
 
 
+@pytest.mark.timeout(900)  # a whole run
 def test_a_student_is_distilled_by_one_command(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["distill", "--teacher", f"{models}/teacher", "--student", f"{models}/student"]
     command += ["--data", f"{models}/sums.jsonl", "--output", f"{tmp_path}/run", "--max-new-tokens", "96", "--quiet"]
-    command += ["--set", "stages.on_policy.train.max_steps=2", "--set", "evaluation.think_follow.dialogues=0"]
+    command += ["--set", "stages.on_policy.train.max_steps=2", "--set", "stages.off_policy.train.max_steps=4"]
+    command += ["--set", "evaluation.think_follow.dialogues=0"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert f"recipe: {tmp_path}/run.yaml" in out and f"report: {tmp_path}/run/report.html" in out
@@ -98,8 +101,10 @@ def test_a_served_teacher_is_asked_for_its_name(models: Path, tmp_path: Path) ->
         it.models = ["big", "small"]
         with pytest.raises(PosttrainError, match="several models: `big`, `small`"):
             write_distillation(asked(models, tmp_path, teacher=it.url))
-    teacher = load_recipe(file).recipe.stages["off_policy"].teacher
-    assert teacher is not None and not isinstance(teacher, str) and teacher.model_dump()["model"] == "org/big"
+    stages = load_recipe(file).recipe.stages
+    assert list(stages) == ["off_policy", "on_policy"]
+    for stage in stages.values():
+        assert isinstance(stage.teacher, EndpointSpec) and stage.teacher.model == "org/big"
     with pytest.raises(PosttrainError, match="is not reachable"):
         write_distillation(asked(models, tmp_path, teacher="http://127.0.0.1:9/v1"))
 

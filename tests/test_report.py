@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.model.artifacts import RunDir, write_text
+from posttrain.model.artifacts import RunDir, write_json, write_text
 from posttrain.report.build import build_report, stage_table
 from posttrain.report.collect import collect, reached
 
@@ -84,3 +84,20 @@ def test_rl_accuracy_never_reached() -> None:
         reached([{**row, "accuracy": 0.2, "train_seconds": 1.0}], [{**row, "accuracy": 0.3, "train_seconds": 9.0}])
         is None
     )
+
+
+def test_agreement_with_the_teacher_can_be_read(run: RunDir) -> None:
+    page = build_report(run).read_text()
+    for said in ("Agreement with the teacher", "0.875", "0.0625", "45,678", "34,567", "1.50e+12", "␣价", "↵"):
+        assert said in page, said
+    assert "plus &lt;b&gt;5&lt;/b&gt; is" in page and "plus <b>5</b>" not in page
+    text = (run.path / "report.md").read_text()
+    assert "| non-thinking | problems | 32 | 99 | 0.500 | 1.5000 |" in text
+    assert "45,678 tokens of 128 teacher answers" in text
+    stages = {stage["name"]: stage for stage in json.loads((run.path / "report.json").read_text())["stages"]}
+    assert stages["student_on_policy"]["agreement"]["rows"][0]["top1"] == 0.875
+    assert stages["student"]["agreement"] is None
+    agreement = json.loads((run.stage("student_on_policy").path / "agreement.json").read_text())
+    write_json(run.stage("student").path / "agreement.json", {"not_measured": "it is gone", "cost": agreement["cost"]})
+    page = build_report(run).read_text()
+    assert "Not measured: it is gone" in page and "0.875" in page

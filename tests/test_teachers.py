@@ -10,14 +10,16 @@ import pytest
 
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
+from posttrain.model.policy import build_policy
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.fingerprint import recipe_fingerprint
 from posttrain.recipe.load import load_recipe
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.teacher import Teachers, in_words
 from posttrain.run.context import context_of
 from posttrain.run.pipeline import run_recipe
 from posttrain.run.prepare import prepare
+from posttrain.templates.families import get_family
 from tests.scripted_server import said, scripted
 
 RECIPE = """
@@ -136,3 +138,17 @@ def test_a_run_whose_teacher_is_down_begins_nothing(tmp_path: Path) -> None:
     with pytest.raises(PosttrainError, match=r"the teacher at http://127.0.0.1:9/v1 is not reachable"):
         run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "stages" / "student" / "started.json").exists()
+
+
+def test_another_tokenizer_is_told_before_the_first_stage_begins(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=300)
+    other = ModelSpec(architecture="Qwen3ForCausalLM", config=shape, tokenizer=tokenizer)
+    build_policy(other, get_family("qwen3"), tmp_path / "other", seed=0, texts=["other words altogether"] * 50)
+    path = written(tmp_path, "student")
+    more = "queries: {from: sums}, modes: {non_thinking: 1}"
+    text = path.read_text().replace('    teacher: "student"\n', '    teacher: "./other"\n')
+    path.write_text(text + f"  on_policy: {{kind: on_policy_distillation, teacher: ./other, {more}}}\n")
+    with pytest.raises(PosttrainError, match=r"the tokenizers of student and teacher \(.*other\) differ: entry"):
+        run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
+    assert not list((tmp_path / "run" / "stages").glob("*/started.json"))

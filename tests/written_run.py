@@ -19,6 +19,35 @@ stages:
 """
 
 
+AGREEMENT = {
+    "rows": [
+        {"mode": "thinking", "data": "problems", "answers": 32, "tokens": 1234, "top1": 0.875, "divergence": 0.0625},
+        {"mode": "non_thinking", "data": "problems", "answers": 32, "tokens": 99, "top1": 0.5, "divergence": 1.5},
+    ],
+    "tokens": [
+        {
+            "mode": "thinking",
+            "data": "problems",
+            "divergence": 3.25,
+            "before": "<|im_start|>assistant\n<think>\n7 plus <b>5</b> is",
+            "token": " 13",
+            "student": [[" 13", 0.75], ["\n", 0.2]],
+            "teacher": [[" 12", 0.95], [" 价", 0.03]],
+        }
+    ],
+    "top_k": 20,
+    "cost": {
+        "teacher_answers": 128,
+        "teacher_answered": 45678,
+        "student_sampled": 34567,
+        "trained": 23456,
+        "data_seconds": 1.5,
+        "train_seconds": 10.0,
+        "flops": 1.5e12,
+    },
+}
+
+
 def scores(right: int, n: int = 100) -> dict[str, object]:
     accuracy = flat_score([1.0] * right + [0.0] * (n - right))
     figures = {
@@ -73,4 +102,5 @@ def write_run(path: Path) -> RunDir:
     write_stage(run, "student", "base", 50, [])
     write_stage(run, "student_on_policy", "student", 90, [(0.0, 0.5), (1.0, 0.7), (10.0, 0.9)])
     write_stage(run, "student_rl", "student", 40, [(0.0, 0.5), (20.0, 0.65)])
+    write_json(run.stage("student_on_policy").path / "agreement.json", AGREEMENT)
     return run

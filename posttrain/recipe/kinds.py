@@ -19,6 +19,7 @@ STAGE_KINDS = {
     "reward_model": "posttrain.rl.reward_model:RewardModelStage",
     "off_policy_distillation": "posttrain.distill.off_policy:OffPolicyDistillationStage",
     "on_policy_distillation": "posttrain.distill.on_policy:OnPolicyDistillationStage",
+    "gold_distillation": "posttrain.distill.gold:GoldDistillationStage",
 }
 
 

@@ -138,6 +138,9 @@ class Stage(BaseModel):
         """Its figures (`scores`, `budget_curve`) and samples, if it is not scored as a policy is; else None."""
         return None
 
+    def examine(self, context: StageContext) -> None:
+        """Look at what the stage has made, beyond the evaluation that every stage has. Called once it is evaluated."""
+
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
         """A `transformers.Trainer` over the built data, ready for `train(resume_from_checkpoint=...)`."""
         raise NotImplementedError

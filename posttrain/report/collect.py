@@ -77,6 +77,7 @@ def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]
         },
         "budget_curve": evaluation["budget_curve"],
         "funnel": (read_json(directory.data / "manifest.json") or {}).get("funnel"),
+        "agreement": read_json(directory.path / "agreement.json"),
         "metrics": read_lines(directory.metrics),
         "curve": read_lines(directory.curve),
         "samples": read_lines(directory.samples),

@@ -112,7 +112,6 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "off_policy_rate": f"{rate:.0e}",
         "on_policy_rate": f"{rate / 2:.0e}",
         "why_rate": why_rate,
-        "on_policy": isinstance(teacher, str),
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -130,6 +130,7 @@ def run_stage(context: StageContext) -> None:
             engine.train(context, root_spec(context.recipe, context.name))
         if not context.dir.evaluation.exists():
             _evaluate(context)
+        stage.examine(context)
         _finish(context)
     _gate(context)
 

@@ -1,0 +1,254 @@
+"""On-policy distillation from served teachers, and from several: the same as from one that is here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from posttrain.distill.agreement import measure
+from posttrain.distill.cache_stage import open_teacher
+from posttrain.distill.served_teacher import ServedTeacher, spans_of
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir
+from posttrain.model.policy import build_policy, load_model, load_tokenizer
+from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.recipe.kinds import stage_class
+from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
+from posttrain.recipe.stage import Stage, StageContext
+from posttrain.recipe.teacher import Teachers
+from posttrain.tasks.arithmetic import Arithmetic, corpus
+from posttrain.templates.families import get_family
+from tests.scripted_server import scripted
+
+QWEN3 = get_family("qwen3")
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 64, "initializer_range": 0.3,
+}  # fmt: skip
+TASKS = ("arithmetic", "exact")
+TRAIN = {
+    "max_steps": 3, "per_device_train_batch_size": 8, "max_completion_length": 8, "learning_rate": 1e-2,
+    "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDir(tmp_path_factory.mktemp("run"))
+    tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=330)
+    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=SHAPE, tokenizer=tokenizer)
+    build_policy(spec, QWEN3, run.base, seed=1, texts=list(corpus(300, 0)))
+    wider = spec.model_copy(update={"tokenizer": str(run.base), "config": {**SHAPE, "vocab_size": 400}})
+    build_policy(wider, QWEN3, run.stage("flagship").model, seed=2)
+    rows = [{**row, "task": TASKS[place % 2]} for place, row in enumerate(Arithmetic().queries(24, 0))]
+    Dataset.from_list(rows).save_to_disk(str(run.data("sums")))
+    return run.path
+
+
+def telling(directory: Path, asked: list[list[int]] | None = None) -> Callable[[str, dict[str, Any]], Any]:
+    """A server's answers from a model here: log-probabilities of prompts as vLLM tells them, and token ids."""
+    model, tokenizer, lock = load_model(directory), load_tokenizer(directory), threading.Lock()
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        if path == "/tokenize":
+            return {"tokens": tokenizer(body["prompt"], add_special_tokens=False).input_ids}
+        ids = body["prompt"]
+        with lock, torch.no_grad():
+            if asked is not None:
+                asked.append(ids)
+            # The padding of these random weights is as probable as all else; that of trained ones is not.
+            logs = model(torch.tensor([ids])).logits[0, :, : len(tokenizer)].log_softmax(-1)
+        told: list[Any] = [None]
+        for at in range(1, len(ids)):
+            top = logs[at - 1].topk(min(body["prompt_logprobs"], logs.shape[1]))
+            entries = {str(int(i)): {"logprob": float(v)} for v, i in zip(*top, strict=True)}
+            told.append({str(ids[at]): {"logprob": float(logs[at - 1, ids[at]])}, **entries})
+        return {"choices": [{"text": "", "finish_reason": "length", "prompt_logprobs": told}]}
+
+    return answer
+
+
+def endpoint(url: str) -> EndpointSpec:
+    return EndpointSpec(endpoint=url, model="teacher", patience=0)
+
+
+def losses(root: Path, teacher: Any, **options: Any) -> list[float]:
+    """What training under a teacher comes to."""
+    given = {"teacher": "flagship", "queries": {"from": "sums"}, "train": TRAIN, **options}
+    stage = stage_class("on_policy_distillation").model_validate(given)
+    where = context(root, stage, teacher)
+    if not (where.dir.data / "train").exists():
+        where.dir.data.mkdir(parents=True)
+        stage.build_data(where)
+    trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), None)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def context(root: Path, stage: Stage, teacher: Any) -> StageContext:
+    run = RunDir(root)
+    recipe = Recipe(
+        name="test",
+        model=ModelSpec(path="nowhere"),
+        data={"sums": DataSpec(task="arithmetic", size=24)},
+        evaluation=EvaluationSpec(data=["sums"], max_new_tokens=8),
+        engine=EngineSpec(cpu=True),
+        stages={"student": stage},
+    )
+    given: dict[str, Any] = {"recipe": recipe, "name": "student", "run": run, "dir": run.stage("student")}
+    return StageContext(**given, start=run.base, teacher=teacher, family=QWEN3, kind="hybrid", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def here(root: Path) -> list[float]:
+    """The losses under the flagship as a model of this process."""
+    return losses(root, RunDir(root).stage("flagship").model)
+
+
+def test_a_served_teacher_that_tells_every_entry_teaches_what_it_would_here(root: Path, here: list[float]) -> None:
+    with scripted(telling(RunDir(root).stage("flagship").model)) as it:
+        assert losses(root, endpoint(it.url), top_k=400) == pytest.approx(here, rel=1e-3)
+
+
+def test_fewer_entries_give_a_lower_divergence_that_is_one(root: Path, here: list[float]) -> None:
+    with scripted(telling(RunDir(root).stage("flagship").model)) as it:
+        few = losses(root, endpoint(it.url), top_k=8)
+    assert 0 < few[0] < here[0]
+    assert here[0] == pytest.approx(losses(root, RunDir(root).stage("flagship").model)[0])
+
+
+def test_each_sample_is_taught_by_its_own_teacher(root: Path, here: list[float]) -> None:
+    flagship, asked = RunDir(root).stage("flagship").model, list[list[int]]()
+    with scripted(telling(flagship, asked)) as it:
+        both = Teachers(by_task={"exact": endpoint(it.url)}, default=str(flagship))
+        assert losses(root, both, top_k=400) == pytest.approx(here, rel=1e-3)  # the same teacher, here and there
+    assert 0 < len(asked) < 24  # its own samples alone
+
+
+def test_another_teacher_teaches_something_else(root: Path, here: list[float]) -> None:
+    flagship, start = RunDir(root).stage("flagship").model, RunDir(root).base
+    mixed = losses(root, Teachers(by_data={"sums": str(start)}, default=str(flagship)))
+    assert mixed[0] == pytest.approx(0, abs=1e-5) and here[0] > 0.1  # the student's own start teaches it nothing
+
+
+def test_a_sample_without_a_teacher_is_named_by_its_task(root: Path) -> None:
+    with pytest.raises(PosttrainError, match=r"no teacher: those of task `exact`"):
+        losses(root, Teachers(by_task={"arithmetic": str(RunDir(root).base)}))
+
+
+def test_the_tokenizers_are_held_together_before_anything_starts(root: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(RunDir(root).base)
+    answer = telling(RunDir(root).base)
+    with scripted(answer) as it:
+        ServedTeacher(endpoint(it.url), entries=len(tokenizer), top_k=4).check(tokenizer)
+        assert len([path for path, _, _ in it.asked if path == "/tokenize"]) >= 5
+
+        def other(path: str, body: dict[str, Any]) -> Any:
+            said = answer(path, body)
+            return {"tokens": said["tokens"][::-1]} if path == "/tokenize" else said
+
+        it.answer = other
+        with pytest.raises(PosttrainError, match=r"the teacher at .* is not the student's: in 'The quick"):
+            ServedTeacher(endpoint(it.url), entries=len(tokenizer), top_k=4).check(tokenizer)
+        it.answer = answer
+        tokenizer_of_others = TrainedTokenizer(train_on=["sums"], vocab_size=300)
+        spec = ModelSpec(architecture="Qwen3ForCausalLM", config=SHAPE, tokenizer=tokenizer_of_others)
+        build_policy(spec, QWEN3, tmp_path / "other", seed=3, texts=["other words altogether"] * 50)
+        named = endpoint(it.url).model_copy(update={"tokenizer": str(tmp_path / "other")})
+        with pytest.raises(PosttrainError, match="the tokenizers of student and teacher"):
+            ServedTeacher(named, entries=len(tokenizer), top_k=4).check(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said_of_it"),
+    [
+        ({"choices": [{"text": "x", "finish_reason": "stop"}]}, r"does not tell log-probabilities(.|\n)*vLLM"),
+        (
+            (400, {"error": {"message": "Requested prompt logprobs of 64, which is greater than max allowed: 20"}}),
+            r"max allowed: 20(.|\n)*--max-logprobs 64",
+        ),
+        ((400, {"error": {"message": "maximum context length is 4"}}), r"--max-model-len"),
+    ],
+    ids=["no vLLM", "too many", "too long"],
+)
+def test_what_a_server_cannot_tell_is_named_with_the_remedy(answer: Any, said_of_it: str) -> None:
+    with scripted(lambda path, body: answer) as it, pytest.raises(PosttrainError, match=said_of_it):
+        ServedTeacher(endpoint(it.url), entries=100, top_k=64)([[1, 2, 3]], [[(1, 3)]])
+
+
+def test_padding_has_no_part_in_what_is_told() -> None:
+    told = [None, {"7": {"logprob": -0.7}, "99": {"logprob": -0.9}, "2": {"logprob": -2.5}}]
+    with scripted(lambda path, body: {"choices": [{"prompt_logprobs": told}]}) as it:
+        top = ServedTeacher(endpoint(it.url), entries=50, top_k=3)([[1, 7]], [[(1, 2)]])
+    assert top.ids.tolist() == [[7, 2, 0]]
+    buckets = top.buckets(torch.float64).exp()[0]
+    known, rest = torch.tensor([-0.7, -2.5]).exp(), 1 - torch.tensor([-0.7, -2.5, -0.9]).exp().sum()
+    expected = torch.cat([known, torch.zeros(1), rest[None]])
+    assert buckets == pytest.approx((expected / expected.sum()).double(), abs=1e-5)
+
+
+def test_runs_of_chosen_tokens() -> None:
+    assert spans_of([True, True, False, True], 5) == [(5, 7), (8, 9)]
+    assert spans_of([False, False], 3) == [] and spans_of([False, True], 3) == [(4, 5)]
+
+
+# --- agreement -------------------------------------------------------------------------------------------------------
+
+
+def agreement(root: Path, teacher: Any) -> dict[str, Any]:
+    """Of the student's start with a teacher."""
+    run = RunDir(root)
+    if not run.reserved("sums").exists():
+        run.reserved("sums").parent.mkdir()
+        Dataset.from_list(list(Arithmetic().queries(6, 9))).to_parquet(str(run.reserved("sums")))
+    stage = stage_class("on_policy_distillation").model_validate({"teacher": "flagship", "queries": {"from": "sums"}})
+    where = context(root, stage, teacher)
+    where.dir.path.mkdir(parents=True, exist_ok=True)
+    if not where.dir.model.exists():
+        where.dir.model.symlink_to(run.base)
+    return measure(where)
+
+
+def test_a_model_agrees_with_itself_and_less_with_another(root: Path) -> None:
+    run = RunDir(root)
+    same, other = agreement(root, run.base), agreement(root, run.stage("flagship").model)
+    assert [(row["mode"], row["data"], row["answers"]) for row in same["rows"]] == [
+        ("thinking", "sums", 6),
+        ("non_thinking", "sums", 6),
+    ]
+    for own, far in zip(same["rows"], other["rows"], strict=True):
+        assert own["top1"] == 1.0 and own["divergence"] == pytest.approx(0, abs=1e-6)
+        assert far["top1"] < 0.9 and far["divergence"] > 0.1
+        assert own["tokens"] == far["tokens"] > 6  # the same answers
+    worst = other["tokens"]
+    assert [one["divergence"] for one in worst] == sorted((one["divergence"] for one in worst), reverse=True)
+    assert all(one["before"] and len(one["teacher"]) == 3 for one in worst)
+    with scripted(telling(run.stage("flagship").model)) as it:
+        served = agreement(root, endpoint(it.url))
+    for near, far in zip(served["rows"], other["rows"], strict=True):
+        assert (near["top1"], near["divergence"]) == pytest.approx((far["top1"], far["divergence"]), rel=1e-3)
+
+
+def test_a_teacher_that_is_gone_leaves_the_stage_finished(root: Path) -> None:
+    found = agreement(root, endpoint("http://127.0.0.1:9"))
+    assert "is not reachable" in found["not_measured"]
+
+
+def test_log_probabilities_to_be_stored_may_come_from_a_server(root: Path) -> None:
+    run, tokenizer = RunDir(root), load_tokenizer(RunDir(root).base)
+    stage = stage_class("on_policy_distillation").model_validate({"teacher": "flagship", "queries": {"from": "sums"}})
+    ids = tokenizer("7 c+5 d*3 =?", add_special_tokens=False).input_ids
+    asked = [ids, ids[:4]], [[(1, 3), (4, len(ids))], [(2, 4)]]
+    flagship = run.stage("flagship").model
+    local = open_teacher(context(root, stage, flagship), tokenizer, k=8, temperature=1.0)(*asked)
+    with scripted(telling(flagship)) as it:
+        served = open_teacher(context(root, stage, endpoint(it.url)), tokenizer, k=8, temperature=1.0)(*asked)
+    assert torch.equal(served.ids, local.ids)
+    assert torch.allclose(served.log_probs, local.log_probs, atol=1e-4)
+    assert torch.allclose(served.tail, local.tail, atol=1e-4)
