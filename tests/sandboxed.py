@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,14 @@ def judged(sandbox: Sandbox, code: str, tests: str, entry_point: str = "") -> Ve
 
 def printed(sandbox: Sandbox, code: str, *pairs: tuple[str, str]) -> Verdict:
     return sandbox.judge(Program(code, Runs(pairs)))
+
+
+SQUARES = "assert solve(2) == 4\nassert solve(3) == 9\nassert solve(12) == 144"
+
+
+@pytest.fixture(autouse=True)
+def lives_on(sandbox: Sandbox) -> Iterator[None]:
+    """After every test a right program is judged as before. Only files that import this fixture use it."""
+    yield
+    verdict = judged(sandbox, "def solve(x):\n    return x * x", SQUARES)
+    assert verdict.passed, verdict

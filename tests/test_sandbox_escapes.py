@@ -1,4 +1,4 @@
-"""Escapes, bombs and forgeries: code that tries to leave the sandbox, to bring it down, or to pass without being right.
+"""Escapes and forgeries: code that tries to leave the sandbox, or to pass without being right.
 
 None succeeds, and after each the sandbox judges a right program as before.
 """
@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from posttrain.sandbox.pool import Sandbox
-from tests.sandboxed import PROGRAMS, judged, needs_sandbox, printed, sandbox
+from tests.sandboxed import PROGRAMS, SQUARES, judged, lives_on, needs_sandbox, printed, sandbox
 
-__all__ = ["sandbox"]
+__all__ = ["lives_on", "sandbox"]
 
 pytestmark = needs_sandbox
-
-SQUARES = "assert solve(2) == 4\nassert solve(3) == 9\nassert solve(12) == 144"
-
-
-@pytest.fixture(autouse=True)
-def lives_on(sandbox: Sandbox) -> Iterator[None]:
-    yield
-    verdict = judged(sandbox, "def solve(x):\n    return x * x", SQUARES)
-    assert verdict.passed, verdict
-
 
 # --- forgeries: wrong code that wants to pass. Each is run at once, and again from within `solve`.
 
@@ -138,43 +127,3 @@ def test_the_escapes_would_succeed_without_walls(server: int) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect("\0posttrain-test")
     assert Path("/proc/1/status").exists() and len(os.listdir("/dev")) > 5
-
-
-# --- bombs: each has to end within the limits, and not by passing
-
-BOMBS: dict[str, str] = PROGRAMS["bombs"]
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_no_bomb_harms(sandbox: Sandbox, name: str) -> None:
-    verdict = printed(sandbox, BOMBS[name], ("", "never"))
-    assert not verdict.passed and verdict.status != "error", verdict
-    assert verdict.seconds < sandbox.limits.wall_seconds + 30
-
-
-def test_no_process_outlives_its_program(sandbox: Sandbox) -> None:
-    printed(sandbox, BOMBS["a daemon"], ("", ""))
-    names = []
-    for place in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            names.append(place.read_text().strip())
-        except OSError:
-            continue
-    assert "posttrain-demon" not in names
-
-
-def test_bombs_side_by_side_leave_the_others_alone(sandbox: Sandbox) -> None:
-    from posttrain.sandbox.job import Program, Runs, UnitTests
-
-    right = Program("def solve(x):\n    return x * x", UnitTests(SQUARES))
-    bombs = [Program(BOMBS[name], Runs((("", "never"),))) for name in ("fork bomb", "memory", "thread bomb")]
-    verdicts = sandbox.judge_all([right, bombs[0], right, bombs[1], right, bombs[2], right])
-    assert [verdict.passed for verdict in verdicts] == [True, False] * 3 + [True]
-
-
-def test_many_threads_may_judge(sandbox: Sandbox) -> None:
-    passed: list[bool] = []
-    work = threading.Thread(target=lambda: passed.append(judged(sandbox, "solve = lambda x: x * x", SQUARES).passed))
-    work.start()
-    work.join()
-    assert passed == [True]
