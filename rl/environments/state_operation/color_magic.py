@@ -41,7 +41,9 @@ class ColorMagic(Rounds[tuple[int, int, int]]):
         while len(set(self.colours)) == 1:
             self.colours = (self.chance.randrange(3),) * (self.rows * self.columns)
             for cell in self.chance.sample(range(len(self.colours)), away):
-                self._cast((self.chance.choice(SPELLS), cell))
+                spell = (self.chance.choice(SPELLS), cell)
+                self._cast(spell)
+                self._cast(spell)  # a third time would undo both
 
     def _cast(self, spell: Spell) -> None:
         self.colours = added(self.colours, changes(self.rows, self.columns)[spell])
