@@ -51,7 +51,6 @@ def finish(game: Game, player: Player) -> Monitor:
 
 
 def measure(kind: type[Game], difficulty: Difficulty, games: int) -> Played:
-    references = [finish(kind(seed, difficulty), kind.reference()).outcome for seed in range(games)]
     won, turns, moving = 0, 0, 0.0
     start = time.process_time()
     for seed in range(games):
@@ -63,6 +62,7 @@ def measure(kind: type[Game], difficulty: Difficulty, games: int) -> Played:
             monitor.step(f"\\boxed{{{move}}}")
         won, turns = won + monitor.outcome.won, turns + monitor.outcome.turns
     spent = time.process_time() - start - moving
+    references = [finish(kind(seed, difficulty), kind.reference()).outcome for seed in range(games)]
     return Played(
         reference=fmean(outcome.won for outcome in references),
         random=won / games,

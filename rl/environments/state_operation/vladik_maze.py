@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import lru_cache
 from typing import ClassVar
 
 from posttrain.rl.environments.contingent import Plan, Result
@@ -75,7 +75,7 @@ def pressed(grid: tuple[str, ...], swaps: Swaps, here: Cell, button: str) -> Res
     return there, "won" if found == "F" else "lost" if found == "*" else "goes on"
 
 
-@cache
+@lru_cache(maxsize=64)
 def plan_of(grid: tuple[str, ...]) -> Plan[Cell, Swaps, str]:
     return Plan((1, 1), SWAPS, list(STEPS), lambda swaps, here, button: pressed(grid, swaps, here, button))
 
