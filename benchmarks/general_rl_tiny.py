@@ -97,8 +97,8 @@ def text_of(report: Mapping[str, Any], judge: Mapping[str, Any], rows: list[dict
         "# General RL over 24 tasks, by rules, a judge and a reward model\n",
         f"`python benchmarks/general_rl_tiny.py`, seed 0, on {os.cpu_count()} cores.\n",
         f"The judge grades {graded:.3f} of its held-out rows rightly, the reward model ranks {pairs:.3f} of its "
-        f"held-out pairs rightly. Training and evaluation took {seconds / 60:.1f} minutes of wall time, the judge's own "
-        "and its server left out.\n",
+        f"held-out pairs rightly. Training and evaluation took {seconds / 60:.1f} minutes of wall time, the judge's "
+        "own and its server left out.\n",
         f"Mean over the tasks: {means[0]:.3f} before RL, {means[1]:.3f} after it.\n",
         "| task | paid by | before RL (95 %) | after (95 %) | change |",
         "|---|---|---|---|---|",
