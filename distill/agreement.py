@@ -19,7 +19,8 @@ import torch
 from posttrain.distill.buckets import TopK, bucket_divergence
 from posttrain.distill.cache_write import Span, TeacherLogprobs
 from posttrain.distill.cost import cost
-from posttrain.distill.local_teacher import LocalTeacher
+from posttrain.distill.heads import whole_head
+from posttrain.distill.local_teacher import LocalTeacher, backbone_of
 from posttrain.distill.served_teacher import ServedTeacher, spans_of
 from posttrain.distill.teacher import load_teacher
 from posttrain.errors import PosttrainError
@@ -38,6 +39,8 @@ QUERIES = 32
 TOP = 20
 SHOWN = 24
 """Tokens kept to be read."""
+PIECE = 256
+"""Tokens compared at once: their whole distributions stand in memory."""
 BEFORE = 24
 """Tokens of context shown before each."""
 
@@ -83,7 +86,7 @@ def measure(context: StageContext) -> dict[str, Any]:
 
     spec = context.recipe.model
     tokenizer = load_tokenizer(context.dir.model)
-    student = load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention)
+    student = load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention).to(_device(context))
     try:
         answers = list(_answers(context, student, tokenizer))
         asked = {one: _ask(context, one, tokenizer) for one in dict.fromkeys(answer.teacher for answer in answers)}
@@ -123,6 +126,12 @@ def _teacher_of(context: StageContext, data: str, query: Any) -> OneTeacher | No
     return str(teacher) if isinstance(teacher, Path) else teacher
 
 
+def _device(context: StageContext) -> Any:
+    from posttrain.model.trainer_defaults import on_accelerator
+
+    return torch.accelerator.current_accelerator() if on_accelerator(context) else torch.device("cpu")
+
+
 def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherLogprobs:
     """A teacher that tells its distribution before given tokens."""
     if isinstance(teacher, EndpointSpec):
@@ -131,7 +140,7 @@ def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherL
         return served
     spec = context.recipe.model
     model = load_teacher(teacher, tokenizer, dtype=spec.dtype, attention=spec.attention)
-    local = LocalTeacher(model, entries=len(tokenizer), k=TOP)
+    local = LocalTeacher(model.to(_device(context)), entries=len(tokenizer), k=TOP)
 
     def ask(sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK:
         return TopK.concatenate([local([ids], [own]) for ids, own in zip(sequences, spans, strict=True)])
@@ -140,11 +149,20 @@ def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherL
 
 
 @torch.no_grad()
-def _logs(model: Any, ids: Sequence[int], places: Sequence[int], entries: int) -> torch.Tensor:
-    """Log-probabilities (N, V) before the tokens at these places, padding left out, in single precision."""
-    logits = model(torch.tensor([list(ids)])).logits[0, [place - 1 for place in places], :entries]
-    found: torch.Tensor = logits.float().log_softmax(-1)
-    return found
+def _pieces(
+    model: Any, ids: Sequence[int], places: Sequence[int], entries: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Log-probabilities (N, V) before the tokens at these places, `PIECE` of them at a time, padding left out."""
+    device = model.get_output_embeddings().weight.device
+    states = backbone_of(model)(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).last_hidden_state
+    hidden = states[0, [place - 1 for place in places]]
+    with whole_head(model, hidden.dtype) as head:
+        for first in range(0, len(places), PIECE):
+            rows = slice(first, min(first + PIECE, len(places)))
+            logits = torch.nn.functional.linear(hidden[rows], head.weight[:entries]).float()
+            if head.bias is not None:
+                logits += head.bias[:entries]
+            yield rows, (logits * head.scale).log_softmax(-1)
 
 
 def _on(logs_N_V: torch.Tensor, ids_N_K: torch.Tensor) -> TopK:
@@ -167,14 +185,18 @@ def _compared(
         for answer in own:
             theirs = told[at : at + len(answer.places)]
             at += len(answer.places)
-            logs = _logs(student, answer.ids, answer.places, len(tokenizer))
-            ours = _on(logs, theirs.ids).buckets(torch.float64)
-            apart = bucket_divergence(ours, theirs.buckets(torch.float64), 0.0)
-            agreed = logs.argmax(1) == theirs.ids[torch.arange(len(theirs)), theirs.log_probs.argmax(1)]
             row = sums[answer.mode, answer.data]
-            for place, value in enumerate((1, len(theirs), float(agreed.sum()), float(apart.sum()))):
-                row[place] += value
-            worst += _shown(answer, theirs, logs, apart, tokenizer)
+            row[0] += 1
+            for piece, logs in _pieces(student, answer.ids, answer.places, len(tokenizer)):
+                part = theirs[piece]
+                known = TopK(*(each.to(logs.device) for each in (part.ids, part.log_probs, part.tail)))
+                ours = _on(logs, known.ids).buckets(torch.float64)
+                apart = bucket_divergence(ours, known.buckets(torch.float64), 0.0)
+                best = known.ids.gather(1, known.log_probs.argmax(1, keepdim=True))[:, 0]
+                row[1] += len(known)
+                row[2] += float((logs.argmax(1) == best).sum())
+                row[3] += float(apart.sum())
+                worst += _shown(answer, answer.places[piece], known, logs, apart, tokenizer)
             worst = sorted(worst, key=lambda one: -float(one["divergence"]))[:SHOWN]
     rows = [
         {"mode": mode, "data": data, "answers": int(n), "tokens": int(t), "top1": a / t, "divergence": max(0.0, d / t)}
@@ -184,9 +206,9 @@ def _compared(
 
 
 def _shown(
-    answer: Answer, theirs: TopK, logs: torch.Tensor, apart: torch.Tensor, tokenizer: Any
+    answer: Answer, places: Sequence[int], theirs: TopK, logs: torch.Tensor, apart: torch.Tensor, tokenizer: Any
 ) -> Iterator[dict[str, Any]]:
-    """The tokens of one answer at which the two differ most, with what each of them would rather have said."""
+    """The tokens of an answer's piece at which the two differ most, with what each of them would rather have said."""
 
     def text(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -196,7 +218,7 @@ def _shown(
         return [[text([int(ids[i])]), float(v.exp())] for v, i in zip(*best, strict=True)]
 
     for place in apart.topk(min(4, len(apart))).indices.tolist():
-        position = answer.places[place]
+        position = places[place]
         top = logs[place].topk(3)
         yield {
             "mode": answer.mode,

@@ -96,7 +96,17 @@ def test_commands_of_the_readme_parse() -> None:
     found = list(commands("README.md"))
     for words in found:
         parser().parse_args(words)
-    assert {words[0] for words in found} == {"check", "run", "report", "eval", "chat", "data", "serve", "rewards"}
+    assert {words[0] for words in found} == {
+        "check",
+        "run",
+        "report",
+        "eval",
+        "chat",
+        "data",
+        "serve",
+        "rewards",
+        "distill",
+    }
 
 
 def test_a_command_that_is_not_there_would_be_noticed() -> None:
