@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.faults import BadRow
@@ -330,6 +330,7 @@ def test_a_loop_in_the_thinking_is_a_repetition_too() -> None:
     assert resolve_reward("repetition")(row("exact"), said(answered("fine"))).value == 1.0
 
 
+@settings(deadline=None)  # the first one imports what scores
 @given(st.text(max_size=60))
 def test_no_task_raises_for_whatever_a_model_emits(text: str) -> None:
     for name in SMALL:
