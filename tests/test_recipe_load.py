@@ -241,6 +241,8 @@ def test_a_shipped_recipe_loads_and_resolves(path: Path, tmp_path: Path) -> None
     folder = tmp_path / "recipes"
     folder.mkdir()
     copy = Path(shutil.copy(path, folder))
+    for prompt in path.parent.glob("*.jinja"):
+        shutil.copy(prompt, folder)
     made_by = yaml.safe_load(path.read_text())["model"].get("made_by")
     if made_by:
         with pytest.raises(PosttrainError, match=f"{folder.parent}/models/.* does not exist(?s:.*)run `{made_by}`"):
