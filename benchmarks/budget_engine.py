@@ -17,7 +17,8 @@ is a completion in which `budget_verdict.faults`, which knows the ids and the re
 budget gets the same requests with the one stop text it can have, and is not asked to close thinking at an end of turn,
 which it does not claim to do.
 
-Results are added to docs/results/budget_engine.json, from which docs/make_budget_support.py writes the support table.
+A setting can be run in lots: requests of another `--seed` are added to those before. Results are kept in
+docs/results/budget_engine.json, from which docs/make_budget_support.py writes the support table.
 The last line is JSON: `ours` and `theirs` are violations.
 """
 
@@ -69,8 +70,8 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
 
 
 def keep(result: dict[str, Any]) -> None:
-    """Put a result into the file, in the place of an earlier one of the same setting and version."""
-    key = ("setting", "native", "vllm")
+    """Put a result into the file, in the place of an earlier one of the same setting, version and seed."""
+    key = ("setting", "native", "vllm", "seed")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     kept = [
         each

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,21 @@ def results(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def engine_rows() -> Iterator[str]:
+def runs() -> Iterator[dict[str, Any]]:
+    """The results of the engine stress, those of several seeds as one."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for each in results("budget_engine") or []:
+        before = found.setdefault((each["setting"], each["native"], each.get("vllm")), each)
+        if before is not each and "error" not in before and "error" not in each:
+            for key in ("kinds", "seen"):
+                before[key] = dict(Counter(before[key]) + Counter(each[key]))
+            before["wrong"] += each["wrong"]
+            before["date"] = max(before["date"], each["date"])
+    yield from found.values()
+
+
+def engine_rows() -> Iterator[str]:
+    for each in runs():
         runner, scenario = each["setting"].split("-")
         whose = "native" if each["native"] else "ours"
         start = f"| {each.get('vllm', '?')} | {runner.upper()} | {WHAT[scenario]} | {whose} |"
