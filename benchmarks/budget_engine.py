@@ -65,7 +65,8 @@ def run(setting: str, native: bool, requests: int, seed: int, model: str, python
         said = (done.stdout + done.stderr).splitlines()
         vague = ("Engine core initialization", "EngineDeadError")
         words = [line for line in said if "Error: " in line and not any(each in line for each in vague)]
-        words = [line.partition(" [type=")[0].strip() for line in said if "Value error, " in line] or words
+        values = [line.partition("Value error, ")[2].partition(" [type=")[0] for line in said]
+        words = [value for value in values if value] or words
         failed = {"setting": setting, "native": native, "seed": seed, "vllm": version_of(python)}
         return {**failed, "error": (words or [done.stderr[-300:]])[-1][-300:]}
     return {"setting": setting, "native": native, "requests": requests, "seed": seed, **json.loads(result[-1])}
