@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,12 @@ def test_what_cannot_be_is_a_fault(options: dict[str, Any], said: str) -> None:
     assert said in " ".join(fault.what for fault in stage.faults(recipe(student_0=stage), "base"))
 
 
+def anew(where: StageContext) -> None:
+    """Clear what an earlier test built under the stage's name, as a run does for a stage begun anew."""
+    shutil.rmtree(where.dir.data, ignore_errors=True)
+    where.dir.data.mkdir(parents=True)
+
+
 def on_policy_of(**options: Any) -> Any:
     kind = stage_class("on_policy_distillation")
     kind.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})
@@ -300,7 +307,7 @@ def test_some_steps_learn_from_stored_answers_and_a_resumed_run_goes_on(root: Pa
         train={"save_strategy": "steps", "save_steps": 2, "save_total_limit": 4, "gradient_accumulation_steps": 2},
     )
     where = dataclasses.replace(context(root, stage, 1), recipe=recipe(student_0=stored, student_1=stage))
-    where.dir.data.mkdir(parents=True, exist_ok=True)
+    anew(where)
     assert list(stage.faults(where.recipe, "hybrid")) == []
     stage.build_data(where)
     weights = []
@@ -325,7 +332,7 @@ def test_a_teacher_that_is_the_start_without_its_adapter_has_no_copy(root: Path)
     stage = on_policy_of(train={"beta": 1.0, "max_steps": 1, "learning_rate": 0.0})
     where = context(root, stage, 2)
     where = dataclasses.replace(where, teacher=where.start)
-    where.dir.data.mkdir(parents=True, exist_ok=True)
+    anew(where)
     stage.build_data(where)
     adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.0)
     trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), adapter)
