@@ -102,15 +102,18 @@ class Pizza:
 
     @property
     def is_convex(self) -> bool:
-        """Whether every corner is one: no three in a row on a line."""
+        """Whether the way round the points turns left at each of them: rounding may dent it."""
         corners = tuple(range(1, len(self.points) + 1))
-        return all(self.slice(corner, corners) > 0 for corner in corners)
+        return all(self._turn(corner, corners) > 0 for corner in corners)
 
     def slice(self, corner: int, corners: Corners) -> int:
         """Twice the area of the triangle at a corner."""
+        return abs(self._turn(corner, corners))
+
+    def _turn(self, corner: int, corners: Corners) -> int:
         at = corners.index(corner)
         (ax, ay), (bx, by), (cx, cy) = (self.points[corners[k % len(corners)] - 1] for k in (at - 1, at, at + 1))
-        return abs((bx - ax) * (cy - ay) - (cx - ax) * (by - ay))
+        return (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
 
     def _lead(self, corners: Corners) -> int:
         """By how much the player to move ends up below the other in what is still to be eaten."""
