@@ -86,7 +86,16 @@ def test_the_page_fits_and_is_whole(page: Page, report: Path, width: int) -> Non
     assert page.evaluate(STICKING_OUT) == []
     sections = page.evaluate(SECTIONS)
     assert [name for name, there in sections if there] == [
-        *("Stages", "Thinking budget", "Distillation against RL", "Training", "Data", "Samples", "Run")
+        *(
+            "Stages",
+            "Thinking budget",
+            "Distillation against RL",
+            "Agreement with the teacher",
+            "Training",
+            "Data",
+            "Samples",
+            "Run",
+        )
     ]
     assert page.evaluate("document.querySelectorAll('thead th').length") >= 5  # the table of four stages
     assert page.complaints() == []

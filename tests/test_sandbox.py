@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,17 +88,23 @@ def test_held_by_counts_children() -> None:
         process.kill()
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that nobody can get to: pytest's own are for their owner alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @needs_sandbox
-def test_a_root_that_somebody_tidied_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.parent.parent.chmod(0o755)  # nobody has to get there
-    tmp_path.parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_root_that_somebody_tidied_away_is_made_again(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(public))
     isolation.command.cache_clear()
     limits = Limits()
     program = Program("def f():\n    return 1", UnitTests("assert f() == 1"))
-    assert judge(program, limits).passed and list(tmp_path.iterdir())
-    shutil.rmtree(tmp_path / f"posttrain-sandbox-{os.geteuid()}")
+    assert judge(program, limits).passed and list(public.iterdir())
+    shutil.rmtree(public / f"posttrain-sandbox-{os.geteuid()}")
     assert judge(program, limits).passed
     isolation.command.cache_clear()
 
