@@ -67,6 +67,13 @@ def test_what_was_kept_and_dropped_can_be_read(run: RunDir) -> None:
     assert report["stages"][0]["funnel"]["steps"][0]["kept"] == 9 and "examples" not in report["stages"][0]
 
 
+def test_what_killed_starts_spent_is_counted(run: RunDir) -> None:
+    write_json(run.path / "clock.json", {"wall_seconds": 20.0, "preparation_seconds": 3.0})
+    report = collect(run)
+    # 4 stages with 1 s of data, 10 s of training and 2 s of evaluation each, and 3 s of preparation.
+    assert report["wall_seconds"] == pytest.approx(55.0) and report["time"]["other"] == pytest.approx(7.0)
+
+
 def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     write_text(run.recipe, RECIPE)

@@ -41,7 +41,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "budget_curve": next(reversed(curves.values()), []),
         "budget_curves": curves,
         "distillation_vs_rl": _distillation_vs_rl(run, stages),
-        "wall_seconds": clock.get("wall_seconds", 0.0),
+        "wall_seconds": _wall(clock, stages),
         "time": _time(clock, stages),
         "data": {name: read_json(run.data(name) / "funnel.json") for name in recipe["data"]},
         "environment": read_json(run.path / "environment.json") or {},
@@ -181,9 +181,17 @@ def reached(distilled: Sequence[Mapping[str, Any]], rl: Sequence[Mapping[str, An
     return None
 
 
+def _wall(clock: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds over all the starts of a run. A start that was killed left no word of its own: its stages did."""
+    known = clock.get("preparation_seconds", 0.0)
+    for stage in stages:
+        known += sum(stage[part] or 0.0 for part in ("data_seconds", "train_seconds", "evaluation_seconds"))
+    return max(clock.get("wall_seconds", 0.0), known)
+
+
 def _time(clock: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Where the seconds went. `other` is ours: all but the trainers and the evaluation."""
-    wall = clock.get("wall_seconds", 0.0)
+    wall = _wall(clock, stages)
     training = sum(stage["train_seconds"] or 0.0 for stage in stages)
     evaluation = sum(stage["evaluation_seconds"] or 0.0 for stage in stages)
     data = sum(stage["data_seconds"] or 0.0 for stage in stages)
