@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about two minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$(TORCH)"
-	@$(PIP) --editable ".[deepspeed,gguf,textarena,rewards,test,dev]"
+	@$(PIP) --editable ".[deepspeed,gguf,textarena,verifiers,rewards,test,dev]"
 	@touch $@
 
 # vLLM's CPU build for the tests. The image and audio packages that it brings do not load beside a CPU torch.

@@ -212,7 +212,9 @@ def test_players_make_conversations() -> None:
 # --- training
 
 
-def trainer_of(policy: Path, folder: Path, **options: Any) -> PolicyTrainer:
+def trainer_of(
+    policy: Path, folder: Path, queries: list[dict[str, Any]] | None = None, **options: Any
+) -> PolicyTrainer:
     from trl import GRPOConfig
 
     args = GRPOConfig(
@@ -230,7 +232,7 @@ def trainer_of(policy: Path, folder: Path, **options: Any) -> PolicyTrainer:
         gradient_checkpointing=False,
         **options,
     )
-    data = [{**row, "mode": "thinking", "switch": "template", "thinking_budget": -1} for row in rows(8)]
+    data = [{**row, "mode": "thinking", "switch": "template", "thinking_budget": -1} for row in queries or rows(8)]
     trainer = PolicyTrainer(
         model=talkative(policy),
         reward_funcs=[RewardColumn("environment", resolve_reward("environment"))],

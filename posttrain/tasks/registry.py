@@ -37,6 +37,7 @@ TASKS: dict[str, str] = {
     "synonym": "posttrain.tasks.open_answers:Synonym",
     "tool_calls": "posttrain.tasks.tool_calls:ToolCalls",
     "translation": "posttrain.tasks.translation:Translation",
+    "verifiers:": "posttrain.rl.environments.verifiers:Verifiers",
 }
 
 
