@@ -26,7 +26,7 @@ class Episodes:
 
     def __init__(self, turn_tokens: int | None = None) -> None:
         self._turn_tokens = turn_tokens
-        self._seconds = 0.0
+        self._seconds = self._inside = 0.0  # since the last figures: of rollouts, and of that in environments
 
     def complete(
         self,
@@ -49,13 +49,15 @@ class Episodes:
         start = time.perf_counter()
         limits = Limits(tokens=max_tokens, turn_tokens=self._turn_tokens)
         done = complete(generate, rows, prompts, seed=seed, limits=limits, agree=anyone)
-        self._seconds = time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
+        self._inside += sum(one.environment_seconds for one in done if isinstance(one, Played))
         return done
 
     def figures(self, completions: Sequence[Completion], summed: Summed) -> dict[str, float]:
-        """What the latest episodes of all processes came to; {} where none were played.
+        """What episodes of all processes came to; {} where none were played.
 
-        `environment/time_share` is the share of the rollouts' time that environments took.
+        `environment/time_share` is the share of the rollouts' time that environments took, all rollouts since the last
+        figures counted, those that nobody trains on too.
         """
         played = [one for one in completions if isinstance(one, Played)]
         outcomes = [one.outcome for one in played]
@@ -69,9 +71,10 @@ class Episodes:
             sum(outcome.invalid for outcome in outcomes),
             sum(outcome.faults for outcome in outcomes),
             sum(one.truncated for one in played),
-            sum(one.environment_seconds for one in played),
+            self._inside,
             self._seconds,
         ]
+        self._seconds = self._inside = 0.0
         episodes, score, wins, turns, won_turns, invalid, faults, cut, inside, seconds = summed(local)
         if not episodes:
             return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from copy import deepcopy
 from functools import cache
 from statistics import fmean
 
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from posttrain.rl.environments import ENVIRONMENTS, game_class
 from posttrain.rl.environments.game import CATEGORIES, DIFFICULTIES, Difficulty, Game, Player
 from posttrain.rl.environments.monitor import Monitor
+from posttrain.rl.environments.rounds import Chance
+from posttrain.rl.environments.task import monitor_of
 
 NAMES = sorted(ENVIRONMENTS)
 SEEDS = range(20)
@@ -158,6 +162,24 @@ def test_the_same_seed_is_the_same_game_and_another_seed_another(name: str) -> N
             assert play(once, thoughtless(once, 1))[0] == play(again, thoughtless(again, 1))[0]
     instances = {repr((kind(seed, "hard").rules(), reference_games(name, "hard")[seed][0])) for seed in range(10)}
     assert len(instances) >= 8
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if game_class(name).costly])
+def test_an_instance_that_is_copied_for_every_rollout_is_the_one_drawn_and_nobody_shares_it(name: str) -> None:
+    row = {"entry": json.dumps({"game": name, "seed": 3, "difficulty": "easy", "max_turns": None})}
+    drawn = game_class(name)(3, "easy")
+    expected = play(drawn, thoughtless(drawn, 1))[0]
+    for _ in range(3):  # the first is played to its end before the next begins
+        game = monitor_of(row).game
+        assert play(game, thoughtless(game, 1))[0] == expected
+
+
+def test_a_copy_of_draws_goes_on_as_they_do_and_leaves_them_alone() -> None:
+    draws, plain = Chance("a"), random.Random("a")
+    assert draws.random() == plain.random()
+    copy = deepcopy(draws)
+    ahead = [copy.randrange(100) for _ in range(700)]
+    assert ahead == [plain.randrange(100) for _ in range(700)] == [draws.randrange(100) for _ in range(700)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,21 @@ def test_figures_of_episodes_are_logged(policy: Path, tmp_path: Path) -> None:
     assert 0 <= logged["environment/invalid_moves"] <= 1
     assert 0 <= logged["environment/time_share"] < 0.5
     assert logged["reward"] == pytest.approx(logged["environment/score"], abs=1e-6)
+
+
+def test_the_share_of_time_is_of_all_rollouts_since_the_last_figures(policy: Path) -> None:
+    """Two lots of rollouts, as where batches are filled: the first counts, though the second alone is trained on."""
+    generate, queries, episodes = generator(policy), rows(2), Episodes()
+    prompts = [Prompt(row["prompt"], mode="thinking") for row in queries]
+    whole = time.perf_counter()
+    lots = [
+        episodes.complete(generate, queries, prompts, seed=seed, max_tokens=200, anyone=None) for seed in range(2)
+    ]
+    whole = time.perf_counter() - whole
+    inside = sum(one.environment_seconds for lot in lots for one in lot if isinstance(one, Played))
+    share = episodes.figures(lots[1], list)["environment/time_share"]
+    assert inside / whole <= share < 1.5 * inside / whole
+    assert episodes.figures(lots[1], list)["environment/time_share"] == 0.0  # nothing since
 
 
 def test_no_figures_where_nothing_was_played() -> None:

@@ -33,11 +33,13 @@ class Game(ABC):
         name: as in the registry.
         category: its class in MTR-Bench.
         max_turns: moves allowed, invalid ones included.
+        costly: to draw an instance takes longer than to copy one.
     """
 
     name: ClassVar[str]
     category: ClassVar[Category]
     max_turns: ClassVar[int] = 15
+    costly: ClassVar[bool] = False
 
     def __init__(self, seed: int, difficulty: Difficulty) -> None:
         """The same arguments give the same instance on every machine: draw from `random.Random` of a derived seed."""

@@ -27,6 +27,15 @@ class Forbidden(Exception):
     """A move that cannot be read or is not allowed; the text says why."""
 
 
+class Chance(random.Random):
+    """Draws that are cheap to copy: `deepcopy` would take each of the 625 numbers of the state by itself."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Chance:
+        twin = Chance(0)
+        twin.setstate(self.getstate())
+        return twin
+
+
 class Rounds(Game, Generic[Size]):
     """A game whose instance is drawn in `set_up` and whose moves are made in `play`.
 
@@ -40,7 +49,7 @@ class Rounds(Game, Generic[Size]):
 
     def __init__(self, seed: int, difficulty: Difficulty) -> None:
         super().__init__(seed, difficulty)
-        self.chance = random.Random(f"{self.name}/{difficulty}/{seed}")
+        self.chance = Chance(f"{self.name}/{difficulty}/{seed}")
         self.size = self.sizes[difficulty]
         self._end: Reply | None = None
         self.set_up()
@@ -99,7 +108,7 @@ def numbers(text: str, count: int | None = None, *, low: int, high: int) -> list
     """
     if not _NUMBERS.fullmatch(text):
         raise Forbidden("whole numbers are expected")
-    found = [int(number) for number in re.findall(_NUMBER, text)]
+    found = [int(number) for number in text.replace(",", " ").split()]
     if count is not None and len(found) != count:
         raise Forbidden(f"{count} number{'s are' if count > 1 else ' is'} expected")
     if not all(low <= number <= high for number in found):

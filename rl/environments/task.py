@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.rl.environments import ENVIRONMENTS, game_class
-from posttrain.rl.environments.game import CATEGORIES, DIFFICULTIES, Game
+from posttrain.rl.environments.game import CATEGORIES, DIFFICULTIES, Difficulty, Game
 from posttrain.rl.environments.monitor import Monitor
 from posttrain.tasks.answers import boxes
 from posttrain.tasks.environment import Outcome, Reply
@@ -40,8 +42,16 @@ class GameEnvironment:
 def monitor_of(row: Mapping[str, Any]) -> Monitor:
     """A fresh monitor of a row's game."""
     entry = json.loads(row["entry"])
-    game = game_class(entry["game"])(entry["seed"], entry["difficulty"])
+    instance = entry["game"], entry["seed"], entry["difficulty"]
+    game = deepcopy(_drawn(*instance)) if game_class(entry["game"]).costly else _draw(*instance)
     return Monitor(game, entry["max_turns"])
+
+
+def _draw(game: str, seed: int, difficulty: Difficulty) -> Game:
+    return game_class(game)(seed, difficulty)
+
+
+_drawn = lru_cache(maxsize=256)(_draw)  # a group's rollouts all begin with the same instance
 
 
 class MtrBench:

@@ -34,6 +34,7 @@ class ChemicalSynthesis(Rounds[Size]):
 
     name = "ChemicalSynthesis"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, Size]] = {
         "easy": Size((3, 2), (2, 3), 0.0),
         "medium": Size((3, 2, 2), (4, 5), 0.1),

@@ -19,6 +19,7 @@ class DarkMaze(Rounds[int]):
 
     name = "DarkMaze"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 3, "medium": 4, "hard": 5}
 
     def set_up(self) -> None:

@@ -20,6 +20,7 @@ class FindBiggest(Rounds[tuple[int, int]]):
 
     name = "FindBiggest"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (3, 2), "medium": (4, 2), "hard": (5, 2)}
 
     def set_up(self) -> None:

@@ -22,6 +22,7 @@ class MagneticField(Rounds[tuple[int, int, int]]):
 
     name = "MagneticField"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int, int]]] = {
         "easy": (3, 3, 2),
         "medium": (4, 7, 3),

@@ -23,6 +23,7 @@ class RainbowCandy(Rounds[tuple[int, int, int, str]]):
 
     name = "RainbowCandy"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int, int, str]]] = {
         "easy": (3, 3, 0, "RGB"),
         "medium": (4, 5, 1, "YCP"),

@@ -16,6 +16,7 @@ class SafepathFinder(Rounds[tuple[int, int]]):
 
     name = "SafepathFinder"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (4, 2), "medium": (5, 5), "hard": (6, 5)}
 
     def set_up(self) -> None:

@@ -18,6 +18,7 @@ class TreasureHunt(Rounds[tuple[int, int, int]]):
 
     name = "TreasureHunt"
     category: ClassVar[Category] = "state_operation"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int, int]]] = {
         "easy": (5, 3, 1),
         "medium": (7, 4, 2),

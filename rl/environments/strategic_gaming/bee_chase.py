@@ -18,6 +18,7 @@ class BeeChase(Rounds[tuple[int, int]]):
 
     name = "BeeChase"
     category: ClassVar[Category] = "strategic_gaming"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (10, 3), "medium": (16, 4), "hard": (24, 5)}
 
     def set_up(self) -> None:

@@ -16,6 +16,7 @@ class GridGame(Rounds[tuple[int, int]]):
 
     name = "GridGame"
     category: ClassVar[Category] = "strategic_gaming"
+    costly = True
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (2, 3), "medium": (2, 4), "hard": (3, 4)}
 
     def set_up(self) -> None:

@@ -33,6 +33,7 @@ class PizzaSlice(Rounds[int]):
 
     name = "PizzaSlice"
     category: ClassVar[Category] = "strategic_gaming"
+    costly = True
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 6, "medium": 8, "hard": 10}
 
     def set_up(self) -> None:

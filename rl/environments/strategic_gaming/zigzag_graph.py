@@ -29,6 +29,7 @@ class ZigzagGraph(Rounds[int]):
 
     name = "ZigzagGraph"
     category: ClassVar[Category] = "strategic_gaming"
+    costly = True
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 3, "medium": 4, "hard": 5}
 
     def set_up(self) -> None:
