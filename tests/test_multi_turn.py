@@ -289,9 +289,7 @@ def test_the_share_of_time_is_of_all_rollouts_since_the_last_figures(policy: Pat
     generate, queries, episodes = generator(policy), rows(2), Episodes()
     prompts = [Prompt(row["prompt"], mode="thinking") for row in queries]
     whole = time.perf_counter()
-    lots = [
-        episodes.complete(generate, queries, prompts, seed=seed, max_tokens=200, anyone=None) for seed in range(2)
-    ]
+    lots = [episodes.complete(generate, queries, prompts, seed=seed, max_tokens=200, anyone=None) for seed in range(2)]
     whole = time.perf_counter() - whole
     inside = sum(one.environment_seconds for lot in lots for one in lot if isinstance(one, Played))
     share = episodes.figures(lots[1], list)["environment/time_share"]
