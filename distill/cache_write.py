@@ -6,6 +6,7 @@ whole is not written again, whoever wrote it, and one whose checksum is wrong is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def _write(
 
     path, record = directory / shard.file, shard.record(directory)
     record.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another run may share the cache
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, _schema(k, entries)) as stream:
             for sequences, spans, tokens_of_row in _batches(dataset, shard):

@@ -46,6 +46,7 @@ class FilledBatches:
         rows = trainer.train_dataset
         process, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
         self._dynamic = spec
+        self._least = len(rows) // processes  # queries that every process has
         self._stream = QueryStream(
             range(process, len(rows), processes),
             [stratum_of(row) for row in rows],
@@ -86,7 +87,7 @@ class FilledBatches:
         tries, passed_over = 0, stream.passed_over
         for attempt in range(self._dynamic.tries):
             missing = wanted - sum(group.differs for group in groups)
-            room = int(self._dynamic.oversampling * wanted) - len(groups)
+            room = min(int(self._dynamic.oversampling * wanted), self._least) - len(groups)
             taken = {group.place for group in groups}
             places = stream.draw(missing, room, taken) if missing > 0 else []
             # Rewards are gathered, so all processes generate equally many groups.

@@ -97,11 +97,13 @@ class WatchedPolicy:
         trainer: Any = self
         ours = output["old_per_token_logps"] if "old_per_token_logps" in output else self._scored(output)
         rows = len(ours)
-        difference = (ours - output["sampling_per_token_logps"][:rows])[own_tokens(output)[:rows]]
+        own, told = own_tokens(output)[:rows], output["sampling_per_token_logps"][:rows]
         # Where vLLM gives no number there is none to compare.
-        difference = difference[~difference.isnan()]
-        local = torch.stack([difference.abs().sum(), difference.exp().sum(), difference.new_tensor(len(difference))])
-        apart, ratio, count = trainer.accelerator.gather(local).view(-1, 3).sum(0).tolist()
+        difference = (ours - told)[own & ~told.isnan()]
+        sums = [difference.abs().sum(), difference.exp().sum(), difference.new_tensor(len(difference)), own.sum()]
+        apart, ratio, count, chosen = trainer.accelerator.gather(torch.stack(sums)).view(-1, 4).sum(0).tolist()
+        if not chosen:  # all of these rollouts are masked, which says nothing of the weights
+            return
         figures = trainer._metrics["train"]
         mean = apart / count if count else math.nan
         figures["probe/difference"].append(mean)

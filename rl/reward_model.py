@@ -64,7 +64,7 @@ class RewardModelStage(Stage):
         funnel = Funnel(context.seed)
         pairs = build_pairs(self.pairs, context, funnel)
         tokenizer = load_tokenizer(context.start)
-        count = round(self.held_out * len(pairs)) if len(pairs) > 1 else 0
+        count = held_out_of(len(pairs), self.held_out)
         held, trained = pairs[:count], pairs[count:]
         rows = []
         for pair in trained:
@@ -126,3 +126,8 @@ class RewardModelStage(Stage):
         ]
         scores = {"pair_accuracy": score([[value] for value in right])} if right else {}
         return {"scores": scores, "budget_curve": []}, "".join(json_line(row) + "\n" for row in samples)
+
+
+def held_out_of(pairs: int, share: float) -> int:
+    """How many of so many pairs are held out: one at least is trained on."""
+    return min(round(share * pairs), max(0, pairs - 1))

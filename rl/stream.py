@@ -38,7 +38,8 @@ def stratum_of(row: Mapping[str, Any]) -> str:
     """What queries of about one difficulty share: task, mode, budget or none, and the difficulty or else the length."""
     length = sum(len(str(message.get("content") or "")) for message in row["prompt"])
     hard = row.get("difficulty") or f"2^{length.bit_length()} characters"
-    limited = (row.get("thinking_budget") or -1) >= 0
+    budget = row.get("thinking_budget")
+    limited = budget is not None and budget >= 0
     return f"{row.get('task')}/{row.get('mode')}/{limited}/{hard}"
 
 

@@ -203,6 +203,30 @@ def test_several_processes_write_and_several_read(tmp_path: Path) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(cache)).read([5]).ids, cache.read([5]).ids)
 
 
+class _Interrupted(Invented):
+    """While it answers for the first time, another run fills the same cache from beginning to end."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory: Path | None = directory
+
+    def __call__(self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[tuple[int, int]]]) -> TopK:
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            other = multiprocessing.get_context("fork").Process(target=_one_of, args=(directory, 0, 1))
+            other.start()
+            other.join()
+            assert other.exitcode == 0
+        return super().__call__(sequences, spans)
+
+
+def test_two_runs_may_fill_one_cache_at_a_time(tmp_path: Path) -> None:
+    made(tmp_path / "alone", rows(), Invented())
+    made(tmp_path / "shared", rows(), _Interrupted(tmp_path / "shared"))
+    for file in sorted((tmp_path / "alone").iterdir()):
+        assert (tmp_path / "shared" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_spans() -> None:
     assert spans_of([5, 5, -100, -100, 7, 8]) == [(1, 2), (4, 6)]
     assert spans_of([5, -100]) == []

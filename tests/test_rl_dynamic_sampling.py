@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from posttrain.errors import PosttrainError
 from posttrain.rl.advantage_rows import SCALE, differs, with_advantage
 from posttrain.rl.rewards import Rollout
-from posttrain.rl.stream import QueryStream, mixed_chance
+from posttrain.rl.filled_batches import FilledBatches, Group
+from posttrain.rl.stream import DynamicSampling, QueryStream, mixed_chance, stratum_of
 from tests import test_rl_masking as masking
 from tests.test_rl_trainer import TRAIN, prepared, root, trainer_of  # noqa: F401  (root is a fixture)
 
@@ -76,6 +81,50 @@ def test_more_is_drawn_where_less_is_likely_and_never_more_than_allowed() -> Non
     assert 48 < len(fresh) < 160
     assert len(source.draw(16, 20, ())) == 20
     assert len(stream(10).draw(16, 64, {0, 1})) == 8
+
+
+def test_a_budget_of_0_is_a_limit() -> None:
+    asked = {"prompt": [{"content": "2+2"}], "task": "number", "mode": "thinking"}
+    none, nothing, some = (stratum_of({**asked, "thinking_budget": budget}) for budget in (-1, 0, 64))
+    assert nothing == some != none == stratum_of({**asked, "thinking_budget": None})
+
+
+class Part(FilledBatches):
+    """One of two processes (threads here) that fill a batch; groups never carry a difference."""
+
+    def __init__(self, process: int, exchange: Callable[[int, int], torch.Tensor]) -> None:
+        self.made: list[int] = []
+        gather = lambda value: exchange(process, int(value))  # noqa: E731
+        self.accelerator = SimpleNamespace(process_index=process, num_processes=2, device="cpu", gather=gather)
+        self.num_generations, self.counters = 4, {"rollout_tokens": 0}
+        self.train_dataset = Dataset.from_list([{"prompt": [{"content": f"{i}"}]} for i in range(7)])
+
+    def _generated(self, places: Sequence[int], attempt: int) -> list[Group]:
+        self.made.append(len(places))
+        return [Group(place, [], [], torch.zeros(4, 1), False) for place in places]
+
+    def _log_filling(self, *args: Any) -> None:
+        pass
+
+
+def test_processes_with_unequal_shares_of_the_queries_generate_equally_many() -> None:
+    """Seven queries on two processes: one has four, the other three. What they generate is gathered."""
+    meet, said = threading.Barrier(2, timeout=5), [0, 0]
+
+    def exchange(process: int, value: int) -> torch.Tensor:
+        said[process] = value
+        meet.wait()
+        both = torch.tensor(said)
+        meet.wait()
+        return both
+
+    parts = [Part(process, exchange) for process in range(2)]
+    for part in parts:
+        part.fill_batches(DynamicSampling(tries=3, oversampling=4), shuffled=True, seed=1)
+    with ThreadPoolExecutor(2) as pool:
+        chosen = list(pool.map(lambda part: part._fill(3, part._stream), parts))  # type: ignore[arg-type]
+    assert parts[0].made == parts[1].made == [3]
+    assert [len(groups) for groups in chosen] == [3, 3]
 
 
 def test_a_stream_goes_on_from_its_state() -> None:

@@ -163,6 +163,13 @@ def test_a_sampler_with_the_policys_weights_passes_the_probe(sampled: tuple[Any,
     assert figures["alarm/probe"] == [0.0, 0.0]
 
 
+def test_rollouts_that_are_all_masked_say_nothing_of_the_weights(sampled: tuple[Any, dict[str, Any]]) -> None:
+    """As where every one of the first rollouts is cut off, and the recipe masks those."""
+    trainer, output = sampled
+    trainer._probe({**output, "completion_mask": torch.zeros_like(output["completion_mask"])})
+    assert "probe/difference" not in trainer._metrics["train"]
+
+
 def test_weights_that_did_not_reach_the_sampler_stop_the_run(sampled: tuple[Any, dict[str, Any]]) -> None:
     trainer, output = sampled
     with torch.no_grad():

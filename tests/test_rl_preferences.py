@@ -16,6 +16,7 @@ from posttrain.errors import PosttrainError
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.references import start_of
 from posttrain.rl.preferences import answer_text, score_of, texts_of
+from posttrain.rl.reward_model import held_out_of
 from posttrain.rl.rewards import Rollout, resolve_reward
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import plain_message
@@ -182,6 +183,11 @@ def test_a_reward_model_is_nobodys_start_by_default() -> None:
     adapted = "model.adapter={lora: {r: 2}}"
     with pytest.raises(PosttrainError, match="without an adapter"):
         load_recipe(RECIPE, [adapted])
+
+
+def test_something_is_always_left_to_train_on() -> None:
+    assert [held_out_of(pairs, 0.9) for pairs in (1, 2, 3, 10)] == [0, 1, 2, 9]
+    assert held_out_of(2, 0.99) == 1 and held_out_of(100, 0.1) == 10
 
 
 def test_a_directory_without_a_reward_model_is_named(tmp_path: Path, finished: Path) -> None:

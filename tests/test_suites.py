@@ -17,7 +17,7 @@ from posttrain.evaluation.suites.length_ctrl import LengthCtrl
 from posttrain.evaluation.suites.play import chosen, play_suite
 from posttrain.evaluation.suites.registry import SUITES, get_suite
 from posttrain.evaluation.suites.suite import Item, Played, Setting, Suite
-from posttrain.evaluation.suites.table import change, compare, markdown
+from posttrain.evaluation.suites.table import change, compare, finished, markdown
 from posttrain.evaluation.suites.tool_use import ToolUse
 from posttrain.model.artifacts import is_complete
 from posttrain.model.generation import Completion, Prompt
@@ -382,6 +382,16 @@ def test_a_change_is_paired_over_common_items() -> None:
     told = change({"a": 0, "b": 1, "c": 0, "d": 0, "e": 1}, {"a": 1, "b": 1, "c": 0, "d": 1, "f": 0})
     assert told["change"] == 0.5
     assert told["change_high"] - 0.5 == pytest.approx(1.959964 * 0.288675, abs=1e-4)
+
+
+def test_unicodes_line_breaks_in_an_answer_are_text(tmp_path: Path) -> None:
+    class Separated(Counted):
+        def __call__(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
+            return [completion("one\u2028two\x85three") for _ in prompts]
+
+    play(tmp_path / "a" / "length-ctrl" / "non_thinking", Separated())
+    assert compare(tmp_path, ["a"])[0]["cells"]["a"]["n"] == 50
+    assert len(finished(tmp_path, ["a"], "length-ctrl")["a non_thinking"]) == 50
 
 
 def test_models_stand_side_by_side(tmp_path: Path) -> None:

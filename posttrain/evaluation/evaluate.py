@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.funnel import json_line
 from posttrain.data.prepare import reserved_rows
 from posttrain.evaluation.play import Played, complete
 from posttrain.evaluation.scores import Score, flat_score, pass_at_k, percentile, score
@@ -128,7 +128,7 @@ def score_policy(
             budget_point(generate, headline, budget, kind=kind, family=family, seed=spec.seed, advance=advance)
             for budget in budgets
         ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+    lines = "".join(json_line(row) + "\n" for row in samples)
     return {"scores": scores, "budget_curve": curve}, lines
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.funnel import json_line
 from posttrain.errors import PosttrainError, Problem
 from posttrain.evaluation.scores import flat_score, percentile
 from posttrain.evaluation.suites.suite import Ask, Item, Played, Setting, Suite
@@ -84,7 +85,7 @@ def play_suite(
         played = suite.play(_asking(generate, seed, suite.name, start), part, setting)
         lines = [_record(one) for one in played]
         with answers.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.write("".join(json_line(line) + "\n" for line in lines))
         records += lines
         advance(len(part))
     figures = figures_of(suite, records)
