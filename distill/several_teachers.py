@@ -108,7 +108,7 @@ class SeveralTeachersTrainer(StudentTrainer):
             for one in self._teachers
         ]
         shares = zip(sizes, self._shares, strict=True)
-        return float(sum(size * share for size, share in shares) * self.train_tokens)
+        return float(sum(size * share for size, share in shares) * self.taught_tokens)
 
 
 def _chosen(inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -98,7 +98,10 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
             process = self.accelerator.process_index
             self._off_policy_batches = self.stored.of_step(step, steps, process, self._summed)
         inputs = send_to_device(self._off_policy_batches[self._step % micro_steps], self.accelerator.device)
-        self.counters["train_tokens"] += int(self._summed([inputs["input_ids"].numel()])[0])
+        read = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+        tokens = int(self._summed([int(read.sum())])[0])
+        self.counters["train_tokens"] += tokens
+        self.counters["stored_tokens"] = self.counters.get("stored_tokens", 0) + tokens
         return inputs
 
     def compute_loss(
@@ -113,7 +116,12 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
         self._metrics["train"]["off_policy/divergence"].append(found.per_token.mean().item())
         return found.total / tokens
 
+    @property
+    def taught_tokens(self) -> int:
+        """Trained tokens that a teacher was asked about at the step itself."""
+        return self.train_tokens - self.counters.get("stored_tokens", 0)
+
     def _other_forward_tokens(self) -> float:
-        """The teacher's forward over every trained token."""
+        """The teacher's forward over every token that it taught."""
         teacher = self.accelerator.unwrap_model(self.model if self.teacher_model is None else self.teacher_model)
-        return float(size_outside_embeddings(teacher) * self.train_tokens)
+        return float(size_outside_embeddings(teacher) * self.taught_tokens)

@@ -20,6 +20,7 @@ from posttrain.recipe.fingerprint import recipe_fingerprint
 from posttrain.recipe.kinds import stage_class
 from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Stage, StageContext
+from posttrain.rl.rollouts import size_outside_embeddings
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.templates.families import Mode, get_family
 from posttrain.templates.render import render
@@ -323,6 +324,10 @@ def test_some_steps_learn_from_stored_answers_and_a_resumed_run_goes_on(root: Pa
             losses = [entry for entry in trainer.state.log_history if "off_policy/divergence" in entry]
             for entry in losses:
                 assert entry["loss"] == pytest.approx(entry["off_policy/divergence"], rel=0.2)
+            # A rollout is trained on once; the teacher reads no stored answer anew.
+            assert 0 < trainer.taught_tokens == trainer.rollout_tokens < trainer.train_tokens
+            size = size_outside_embeddings(trainer.teacher_model)
+            assert trainer._other_forward_tokens() == size * trainer.taught_tokens
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

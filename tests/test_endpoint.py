@@ -111,8 +111,11 @@ def test_what_may_pass_is_tried_again(fault: Any) -> None:
         (lambda: (401, {"error": "no"}), "refuses the key (HTTP 401)"),
         (lambda: (404, {"error": {"message": "The model `teacher` does not exist."}}), "HTTP 404: The model `teacher`"),
         (lambda: (200, b"<html>"), "answers something that is no JSON"),
+        (lambda: (200, {"error": {"message": "no GPU"}}), "answers without a completion: no GPU"),
+        (lambda: {"choices": []}, "answers without a completion"),
+        (lambda: {"choices": ["4"]}, "answers without a completion"),
     ],
-    ids=["busy", "slow", "key", "model", "no API"],
+    ids=["busy", "slow", "key", "model", "no API", "error under 200", "no choice", "a choice that is none"],
 )
 def test_what_does_not_pass_is_one_line_with_a_remedy(fault: Any, said_of_it: str) -> None:
     with scripted(lambda path, body: fault()) as it, pytest.raises(PosttrainError) as error:
@@ -186,6 +189,8 @@ def test_the_servers_own_token_ids() -> None:
     with scripted(lambda path, body: {"tokens": [len(body["prompt"])], "count": 1}) as it:
         assert Endpoint(spec(it.url)).tokenize("seven") == [5]
     assert it.asked[0][0] == "/tokenize" and it.asked[0][1]["add_special_tokens"] is False
+    with scripted(lambda path, body: {"count": 1}) as it, pytest.raises(PosttrainError, match="tells no token ids"):
+        Endpoint(spec(it.url)).tokenize("seven")
 
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://host/v1?key=1"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.evaluation.scores import flat_score, pass_at_k, percentile, score, wilson
+from posttrain.evaluation.scores import flat_score, pass_at_k, percentile, pooled_score, score, wilson
 
 
 def test_wilson_at_the_edges() -> None:
@@ -46,6 +46,18 @@ def test_samples_of_one_query_are_not_independent() -> None:
     assert alike["value"] == apart["value"] == 0.5
     # 100 observations each, but only 10 independent ones in the first.
     assert alike["high"] - alike["low"] > 2 * (apart["high"] - apart["low"])
+
+
+def test_what_is_pooled_counts_alike_and_stays_dependent() -> None:
+    """Ten dialogues of four turns, in each all right or all wrong: as certain as ten turns, not as forty."""
+    whole = pooled_score([[1.0] * 4] * 5 + [[0.0] * 4] * 5)
+    ten = flat_score([1.0, 0.0] * 5)
+    assert whole["n"] == 40 and (whole["low"], whole["high"]) == pytest.approx((ten["low"], ten["high"]))
+    # Groups of unequal size: the mean of all observations, not of the groups' means.
+    assert pooled_score([[1.0], [0.0, 0.0, 0.0]])["value"] == 0.25
+    # Single observations are those of `flat_score`.
+    assert pooled_score([[1.0], [0.0], [1.0]]) == flat_score([1.0, 0.0, 1.0])
+    assert pooled_score([[], []])["n"] == 0
 
 
 def test_percentile_of_nothing() -> None:

@@ -49,6 +49,23 @@ def flat_score(values: Sequence[float]) -> Score:
     return score([[value] for value in values])
 
 
+def pooled_score(groups: Sequence[Sequence[float]]) -> Score:
+    """The mean of all observations in [0, 1], each counting alike however large its group, as the turns of a dialogue.
+
+    The interval rests on the effective number of observations, as in `score`; the variance is that of a ratio of sums
+    over groups (Cochran 1977, section 6.3).
+    """
+    groups = [group for group in groups if group]
+    n, count = sum(map(len, groups)), len(groups)
+    if not n:
+        return Score(value=0.0, low=0.0, high=1.0, n=0)
+    value = sum(map(sum, groups)) / n
+    spread = sum((sum(group) - value * len(group)) ** 2 for group in groups) * count / max(1, count - 1) / n**2
+    effective = value * (1 - value) / spread if spread > 0 else float(count)
+    low, high = wilson(value, min(float(n), max(float(count), effective)))
+    return Score(value=value, low=low, high=high, n=n)
+
+
 def pass_at_k(right: int, n: int, k: int) -> float:
     """The chance that at least one of k samples is right, estimated without bias from n (Chen et al. 2021, eq. 1).
 

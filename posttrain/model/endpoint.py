@@ -105,7 +105,8 @@ class Endpoint:
         """
         self._check_key()
         listed = self._once("GET", f"{self.spec.endpoint}/models")
-        return [str(entry.get("id")) for entry in listed.get("data") or []]
+        data = listed.get("data")
+        return [str(entry["id"]) for entry in data if "id" in entry] if isinstance(data, list) else []
 
     def tokenize(self, text: str) -> list[int]:
         """The server's own token ids of a text (vLLM's /tokenize), no special tokens added.
@@ -114,7 +115,10 @@ class Endpoint:
             PosttrainError: the server does not answer, or has no such route.
         """
         body = {"model": self.spec.model, "prompt": text, "add_special_tokens": False}
-        return list(self._once("POST", f"{self.root}/tokenize", body)["tokens"])
+        said = self._once("POST", f"{self.root}/tokenize", body)
+        if not isinstance(said.get("tokens"), list):
+            raise self._problem(_Fault("tells no token ids (/tokenize)", "serve the model with vLLM", again=False))
+        return list(said["tokens"])
 
     def ask_all(
         self, path: str, bodies: Sequence[Mapping[str, Any]], progress: Callable[[int], None] = lambda done: None
@@ -236,8 +240,13 @@ class Endpoint:
             raise _Fault("answers something that is no JSON", remedy, again=True) from error
         if not isinstance(body, dict):
             raise _Fault("answers no JSON object", "check `endpoint`", again=False)
-        if any(choice.get("finish_reason") in BROKEN_OFF for choice in body.get("choices") or []):
-            raise _Fault("broke an answer off", "look into its log", again=True)  # vLLM does when it is stopped
+        if answer.request.url.path.endswith("completions"):
+            choices = body.get("choices")
+            if not isinstance(choices, list) or not choices or not all(isinstance(one, dict) for one in choices):
+                what = f"answers without a completion: {_reason(answer)}"
+                raise _Fault(what, "check that `endpoint` is an OpenAI-compatible API", again=True)
+            if any(choice.get("finish_reason") in BROKEN_OFF for choice in choices):
+                raise _Fault("broke an answer off", "look into its log", again=True)  # vLLM does when it is stopped
         return Reply(place, body)
 
     def _once(self, method: str, url: str, body: Any = None) -> dict[str, Any]:

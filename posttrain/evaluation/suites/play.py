@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.data.funnel import json_line
 from posttrain.errors import PosttrainError, Problem
-from posttrain.evaluation.scores import flat_score, percentile
+from posttrain.evaluation.scores import Score, percentile, pooled_score
 from posttrain.evaluation.suites.suite import Ask, Item, Played, Setting, Suite
 from posttrain.model.artifacts import MANIFEST, is_complete, read_json, seal, write_json, write_text
 from posttrain.model.generation import Completion, Prompt
@@ -106,9 +106,9 @@ def figures_of(suite: Suite, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         "metrics": _metrics(records),
         "groups": {group: _metrics([r for r in records if r["group"] == group]) for group in groups},
         "answers": {
-            "truncated": flat_score([float(turn["truncated"]) for turn in said]),
-            "well_formed": flat_score([float(turn["well_formed"]) for turn in said]),
-            "thought": flat_score([float(turn["mode"] == "thinking") for turn in said]),
+            "truncated": _share(records, lambda turn: turn["truncated"]),
+            "well_formed": _share(records, lambda turn: turn["well_formed"]),
+            "thought": _share(records, lambda turn: turn["mode"] == "thinking"),
             "tokens": _spread([turn["tokens"] for turn in said]),
             "thinking_tokens": _spread([turn["thinking_tokens"] for turn in said]),
         },
@@ -116,11 +116,16 @@ def figures_of(suite: Suite, records: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[list[float]]] = {}
     for record in records:
         for metric, value in record["scores"].items():
-            values.setdefault(metric, []).extend(value if isinstance(value, list) else [value])
-    return {metric: flat_score(found) for metric, found in values.items()}
+            values.setdefault(metric, []).append(value if isinstance(value, list) else [value])
+    return {metric: pooled_score(found) for metric, found in values.items()}
+
+
+def _share(records: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], Any]) -> Score:
+    """The share of turns for which something holds."""
+    return pooled_score([[float(bool(holds(turn))) for turn in record["turns"]] for record in records])
 
 
 def _spread(counts: Sequence[int]) -> dict[str, float]:
