@@ -17,8 +17,8 @@ from datasets import Dataset
 
 from posttrain.errors import PosttrainError
 from posttrain.rl.advantage_rows import SCALE, differs, with_advantage
-from posttrain.rl.rewards import Rollout
 from posttrain.rl.filled_batches import FilledBatches, Group
+from posttrain.rl.rewards import Rollout
 from posttrain.rl.stream import DynamicSampling, QueryStream, mixed_chance, stratum_of
 from tests import test_rl_masking as masking
 from tests.test_rl_trainer import TRAIN, prepared, root, trainer_of  # noqa: F401  (root is a fixture)
