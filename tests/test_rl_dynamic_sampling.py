@@ -122,7 +122,7 @@ def test_processes_with_unequal_shares_of_the_queries_generate_equally_many() ->
     for part in parts:
         part.fill_batches(DynamicSampling(tries=3, oversampling=4), shuffled=True, seed=1)
     with ThreadPoolExecutor(2) as pool:
-        chosen = list(pool.map(lambda part: part._fill(3, part._stream), parts))  # type: ignore[arg-type]
+        chosen = list(pool.map(lambda part: part._fill(3, part._stream), parts))
     assert parts[0].made == parts[1].made == [3]
     assert [len(groups) for groups in chosen] == [3, 3]
 
