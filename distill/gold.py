@@ -62,7 +62,7 @@ class GoldDistillationStage(OffPolicyDistillationStage):
         args = trainer_arguments(GOLDConfig, context, self, **owned)
         try:
             teacher = load_model(context.teacher, dtype=spec.dtype, attention=spec.attention)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises what it likes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             what = f"the teacher at {context.teacher} could not be loaded: {line}"
             raise PosttrainError(Problem(what, remedy="check the stage's `teacher`")) from error

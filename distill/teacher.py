@@ -40,7 +40,9 @@ def load_teacher(directory: Path | str, tokenizer: Any, *, dtype: str, attention
         theirs = load_tokenizer(directory)
         check_tokenizers(tokenizer, theirs, str(directory))
         teacher = load_model(directory, dtype=dtype, attention=attention)
-    except (OSError, ValueError) as error:
+    except PosttrainError:
+        raise
+    except Exception as error:  # transformers raises what it likes
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PosttrainError(
             Problem(f"the teacher at {directory} could not be loaded: {line}", remedy="check the stage's `teacher`")
@@ -136,7 +138,7 @@ def check_teachers(context: StageContext, top_k: int) -> None:
                 check_tokenizers(student, load_tokenizer(one), one)
         except PosttrainError as error:
             problems += error.problems
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises what it likes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             problems.append(Problem(f"the tokenizer of the teacher {one} could not be loaded: {line}"))
     if problems:

@@ -12,7 +12,7 @@ from typing import Any
 from posttrain import __version__
 from posttrain.budget.serve import add_arguments as add_serve_arguments
 from posttrain.errors import PosttrainError, Problem
-from posttrain.run.eval_arguments import add_eval_arguments
+from posttrain.run.eval_arguments import add_eval_arguments, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     distill.add_argument("--verifier", help="what scores the answers of files; default: told from the answers")
     distill.add_argument("--family", help="the template family; default: the teacher's own, or qwen3")
-    distill.add_argument("--max-new-tokens", type=int, default=2048, help="of an answer; default: 2048")
+    distill.add_argument("--max-new-tokens", type=whole(1), default=2048, help="of an answer; default: 2048")
     distill.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; the recipe is DIR.yaml")
     distill.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, as in run")
     distill.add_argument("--only-write", action="store_true", help="write the recipe, check it, and do not run it")
@@ -94,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
 
     chat = commands.add_parser("chat", help="talk to a model in the terminal, modes and budget switchable")
     chat.add_argument("model", type=Path, help="a model directory")
-    chat.add_argument("--budget", type=int, default=-1, help="thinking budget in tokens; -1: no limit")
-    chat.add_argument("--max-new-tokens", type=int, default=1024)
+    chat.add_argument("--budget", type=whole(-1), default=-1, help="thinking budget in tokens; -1: no limit")
+    chat.add_argument("--max-new-tokens", type=whole(1), default=1024)
     chat.set_defaults(command=_chat)
 
     serve = commands.add_parser("serve", help="serve a model with vLLM and a thinking budget", allow_abbrev=False)
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     preview = data.add_parser("preview", help="rendered samples with the loss mask in colour, and the counts")
     _recipe_arguments(preview)
     preview.add_argument("--stage", required=True)
-    preview.add_argument("--samples", type=int, default=4)
+    preview.add_argument("--samples", type=whole(1), default=4)
     preview.set_defaults(command=_preview)
     _add_rewards(commands)
     return root

@@ -67,7 +67,7 @@ def test_fields_are_the_verifiers_own(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[Any, str]] = [
-    ([1], "a row is an object"),
+    ([1], "a row is a JSON object"),
     ({**ROW, "task": "numbr"}, "did you mean number"),
     ({key: value for key, value in ROW.items() if key != "completion"}, "it lacks 'completion'"),
     ({**ROW, "answer": "many"}, "is not one number"),
@@ -127,9 +127,10 @@ def test_probe_prints_a_table_and_tells_what_it_finds(
     assert "'very long digits' scores 1" in said and "a hack earns" in said
 
 
-def test_rows_are_read_as_rollouts_of_the_family() -> None:
-    (_, query, rollout) = read_rows([json.dumps({**ROW, "prefilled": "<think>\n", "completion": "a\n</think>\n\n4"})],
-                                    "rows", get_family("qwen3"))[0]  # fmt: skip
+def test_rows_are_read_as_rollouts_of_the_family(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**ROW, "prefilled": "<think>\n", "completion": "a\n</think>\n\n4"}))
+    (_, query, rollout) = read_rows(path, get_family("qwen3"))[0]
     assert isinstance(rollout, Rollout) and rollout.message.reasoning == "a"
     assert query["prompt"] == [{"role": "user", "content": "2+2?"}]
 

@@ -117,7 +117,14 @@ def build_policy(spec: ModelSpec, family: Family, directory: Path, *, seed: int,
     import torch
     import transformers
 
-    tokenizer = _tokenizer_of(spec, family, texts)
+    try:
+        tokenizer = _tokenizer_of(spec, family, texts)
+    except PosttrainError:
+        raise
+    except Exception as error:  # whatever transformers makes of a file that is none of a tokenizer's
+        what = f"the tokenizer of {spec.path or spec.architecture!r} could not be loaded: {type(error).__name__}: "
+        remedy = "check `model.path` and `model.tokenizer`"
+        raise PosttrainError(Problem(what + _first_line(error), remedy=remedy)) from error
     if spec.path is not None:
         model = _load_named(spec)
     else:

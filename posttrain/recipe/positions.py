@@ -46,6 +46,8 @@ def positions(spec: ModelSpec) -> int | None:
             shape = json.loads((Path(spec.path) / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        if not isinstance(shape, Mapping):
+            return None
     room = shape.get("max_position_embeddings")
     stretch = shape.get("rope_parameters") or shape.get("rope_scaling") or {}
     factor = stretch.get("factor", 1.0) if isinstance(stretch, Mapping) else 1.0

@@ -1,4 +1,4 @@
-"""Whether the weights of a local model are all there: read from the files' headers, in milliseconds, without torch.
+"""Whether the files of a local model are whole, weights by their headers: read in milliseconds, without torch.
 
 A safetensors file is 8 bytes with the length of a header, the header (JSON, with the place of every tensor), and the
 tensors to the end of the file (https://github.com/huggingface/safetensors, "Format").
@@ -11,6 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
+
+
+RECORDS = {"config.json": (), "posttrain.json": ("family",), "tokenizer.json": ()}
+"""Files beside the weights that are JSON objects, and keys that they cannot be without."""
+
+
+def directory_faults(directory: Path) -> Iterator[str]:
+    """What is wrong with the files of a model's directory, as far as they are there, each fault with its file."""
+    for name, keys in RECORDS.items():
+        path = directory / name
+        if path.exists() and (fault := _record_fault(path, keys)):
+            yield f"{path} is damaged: {fault}"
+    yield from weight_faults(directory)
+
+
+def _record_fault(path: Path, keys: tuple[str, ...]) -> str | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"no JSON ({error})"
+    if not isinstance(record, dict):
+        return "no JSON object"
+    return next((f"it names no {key}" for key in keys if key not in record), None)
 
 
 def weight_faults(directory: Path) -> Iterator[str]:
@@ -30,6 +53,8 @@ def weight_faults(directory: Path) -> Iterator[str]:
 
 
 def _fault(path: Path) -> str | None:
+    if not path.is_file():
+        return "no file"
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, read_json
 
 MODES = ("thinking", "non_thinking")
@@ -25,9 +26,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def collect(run: RunDir) -> dict[str, Any]:
-    """Everything the report says. Stages that have not finished are listed with what they have."""
-    text = run.recipe.read_text(encoding="utf-8")
-    recipe = yaml.safe_load(text)
+    """Everything the report says. Stages that have not finished are listed with what they have.
+
+    Raises:
+        PosttrainError: the directory holds no recipe.
+    """
+    recipe, text = _recipe(run.recipe)
     stages = [_stage(run, name, options) for name, options in recipe["stages"].items()]
     by_name = {stage["name"]: stage for stage in stages}
     for stage in stages:
@@ -47,6 +51,22 @@ def collect(run: RunDir) -> dict[str, Any]:
         "environment": read_json(run.path / "environment.json") or {},
         "recipe": text,
     }
+
+
+def _recipe(path: Path) -> tuple[dict[str, Any], str]:
+    """The resolved recipe of a run, and its text.
+
+    Raises:
+        PosttrainError: it is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        recipe = None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), dict):
+        raise PosttrainError(Problem("no recipe of a run", str(path), remedy="name a directory that `run` has made"))
+    return recipe, text
 
 
 def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from posttrain.errors import PosttrainError, Problem
 from posttrain.model.generation import Generator, Prompt
-from posttrain.model.policy import load_model, load_tokenizer
-from posttrain.run.dialect import family_at
+from posttrain.run.model_directory import check_directory, family_at, load
 from posttrain.run.quiet import hush_libraries
 from posttrain.templates.families import Mode
 from posttrain.templates.render import Message
@@ -27,15 +25,12 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
     """Read questions from standard input until its end, and answer each.
 
     Raises:
-        PosttrainError: no model stands at the directory.
+        PosttrainError: no whole model stands at the directory.
     """
-    if not (directory / "config.json").exists():
-        raise PosttrainError(
-            Problem(f"{directory}: no model there (no config.json)", remedy="give a stage's model directory")
-        )
+    check_directory(directory, "give a stage's model directory")
     hush_libraries()
     family = family_at(directory)
-    generate = Generator(load_model(directory), load_tokenizer(directory), family, max_new_tokens=max_new_tokens)
+    generate = Generator(*load(directory), family, max_new_tokens=max_new_tokens)
     mode: Mode = family.default_mode
     history: list[Message] = []
     print(HELP)

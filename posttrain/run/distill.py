@@ -13,6 +13,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json, write_text
 from posttrain.recipe.schema import ModelSpec
 from posttrain.run.distill_data import as_name, as_written, data_sets
+from posttrain.run.output import check_directory_to_write, check_file_to_write
 from posttrain.templates.families import get_family
 
 BATCH, ACCUMULATION = 8, 4
@@ -54,14 +55,19 @@ def write_distillation(asked: Asked) -> tuple[Path, Path]:
         The recipe's path and the run's directory.
 
     Raises:
-        PosttrainError: teacher, student or data cannot be used; another recipe stands there already.
+        PosttrainError: teacher, student or data cannot be used; another recipe stands there already, or nothing can be
+            written there.
     """
     teacher, teacher_words = _teacher(asked)
     name = _name(asked, teacher_words)
     output = asked.output or Path("runs") / name
+    if output.name in ("", ".."):
+        raise PosttrainError(Problem(f"--output {output} is no directory of this run's own", remedy="as runs/NAME"))
     file = output.with_name(f"{output.name}.yaml")
+    check_file_to_write(file)
+    check_directory_to_write(output)
     text = _text(asked, teacher, teacher_words, name, file, output)
-    if file.exists() and _recipe(file.read_text(encoding="utf-8")) != _recipe(text):
+    if file.exists() and _recipe(file.read_text(encoding="utf-8", errors="replace")) != _recipe(text):
         raise PosttrainError(
             Problem(
                 "a recipe stands there, and is not the one that this command writes",
@@ -159,15 +165,20 @@ def _name(asked: Asked, teacher: str) -> str:
 
 
 def _family_of(teacher: str) -> str:
-    return str((read_json(Path(teacher).expanduser() / "posttrain.json") or {}).get("family", "qwen3"))
+    try:
+        said = read_json(Path(teacher).expanduser() / "posttrain.json")
+    except ValueError:
+        said = None  # told when the recipe is checked
+    return str(said.get("family", "qwen3")) if isinstance(said, dict) else "qwen3"
 
 
 def _shape(student: str) -> Mapping[str, Any]:
     """A local student's configuration; {} for a hub id."""
     try:
-        return read_json(Path(student).expanduser() / "config.json") or {}
+        shape = read_json(Path(student).expanduser() / "config.json")
     except ValueError:
-        return {}  # told when the recipe is checked
+        shape = None  # told when the recipe is checked
+    return shape if isinstance(shape, dict) else {}
 
 
 def _rate(student: str) -> tuple[float, str]:

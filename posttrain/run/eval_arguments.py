@@ -1,11 +1,27 @@
-"""The options of `posttrain eval`."""
+"""The options of `posttrain eval`, and how a command line reads a number."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from posttrain.evaluation.suites.registry import SUITES
 from posttrain.templates.families import FAMILIES
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Reads an option that is a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return number
+
+    return read
 
 
 def add_eval_arguments(command: argparse.ArgumentParser) -> None:
@@ -27,13 +43,17 @@ def add_eval_arguments(command: argparse.ArgumentParser) -> None:
         "--family", choices=sorted(FAMILIES), default="qwen3", help="the dialect of a served model; default: qwen3"
     )
     command.add_argument(
-        "--budget", type=int, action="append", default=[], help="a thinking budget in tokens; repeatable"
+        "--budget", type=whole(0), action="append", default=[], help="a thinking budget in tokens; repeatable"
     )
     command.add_argument(
         "--mode", choices=("thinking", "non_thinking"), action="append", default=[], help="default: all modes"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="so many items of each suite, drawn once and for all")
-    command.add_argument("--max-new-tokens", type=int, default=4096, help="of one answer to a suite; default: 4096")
-    command.add_argument("--batch-size", type=int, default=64, help="answers decoded together here; default: 64")
+    command.add_argument(
+        "--limit", type=whole(1), metavar="N", help="so many items of each suite, drawn once and for all"
+    )
+    command.add_argument(
+        "--max-new-tokens", type=whole(1), default=4096, help="of one answer to a suite; default: 4096"
+    )
+    command.add_argument("--batch-size", type=whole(1), default=64, help="answers decoded together here; default: 64")
     command.add_argument("--seed", type=int, default=1234, help="of all sampling on suites")
     command.add_argument("--quiet", action="store_true")

@@ -12,6 +12,8 @@ from posttrain.model.policy import family_of
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
 from posttrain.run.context import root_spec
+from posttrain.run.model_directory import check_directory
+from posttrain.run.output import check_directory_to_write
 from posttrain.run.prepare import prepare
 from posttrain.run.quiet import hush_libraries
 
@@ -31,11 +33,11 @@ def evaluate_and_print(
     run = RunDir(output or Path("runs") / recipe.name)
     stage = run.stage(model) if model in recipe.stages else None
     directory = stage.model if stage else Path(model)
-    if not (directory / "config.json").exists():
-        what = (
-            f"stage {model} has no model yet under {run.path}" if stage else f"{model}: no model there (no config.json)"
-        )
-        raise PosttrainError(Problem(what, remedy=f"a directory, or one of the stages {', '.join(recipe.stages)}"))
+    remedy = f"a directory, or one of the stages {', '.join(recipe.stages)}"
+    if stage and not (directory / "config.json").exists():
+        raise PosttrainError(Problem(f"stage {model} has no model yet under {run.path}", remedy=remedy))
+    check_directory(directory, remedy)
+    check_directory_to_write(run.path)
     kind = kinds_of(recipe)[model][1] if stage else recipe.model.kind
     if not stage and kind == "base":
         kind = family_of(recipe.template).kind

@@ -29,6 +29,7 @@ from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
 from posttrain.run.gates import missed
 from posttrain.run.machines import check_machines, follow, leading, machine_rank
+from posttrain.run.output import check_directory_to_write
 from posttrain.run.prepare import prepare
 from posttrain.run.quiet import hush_libraries
 
@@ -59,10 +60,12 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
         The report's path.
 
     Raises:
-        PosttrainError: the recipe was changed under a finished stage, or a stage's input is wrong.
+        PosttrainError: the recipe was changed under a finished stage, a stage's input is wrong, or the directory cannot
+            be written to.
         GateMissed: a stage misses what it must reach; the report is written first.
     """
     hush_libraries()
+    check_directory_to_write(directory)
     pipeline = Pipeline(loaded.recipe, RunDir(directory), quiet)
     check_machines(loaded.recipe.engine)
     if machine_rank(loaded.recipe.engine) > 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
@@ -51,7 +51,21 @@ class StagePlan:
 
 
 def parameter_count(spec: ModelSpec) -> int | None:
-    """Parameters of a model, counted on its shape; None for a hub's model whose shape the recipe does not give."""
+    """Parameters of a model, counted on its shape; None for a hub's model whose shape the recipe does not give.
+
+    Raises:
+        PosttrainError: no model can be made of the shape, whatever transformers raises.
+    """
+    try:
+        return _counted(spec)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        named = spec.path or spec.architecture or "the model"
+        what = f"no model can be made of the shape of {named}: {type(error).__name__}: {line}"[:400]
+        raise PosttrainError(Problem(what, remedy="correct `model.config`, or the config.json of the model")) from error
+
+
+def _counted(spec: ModelSpec) -> int | None:
     import torch
     import transformers
 

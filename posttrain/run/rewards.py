@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from posttrain.rl.rewards.hacking import LIMIT
 from posttrain.rl.rewards.probes import MODELLED, Probed, names, probe
 from posttrain.rl.rewards.scoring import read_rows, score_rows
 from posttrain.rl.rewards.tricks import GROUPS
+from posttrain.run.output import check_file_to_write
 from posttrain.tasks.registry import TASKS, get_task, task_rewards
 from posttrain.templates.families import get_family
 
@@ -69,13 +71,15 @@ def score_file(path: Path, *, rewards: str, family: str, output: Path | None) ->
         rewards: as a recipe's `rewards:`, in YAML: "by_task", or {accuracy: 1, format: 0.2}.
 
     Raises:
-        PosttrainError: the file is not there, rewards are none, or rows are bad (all named by line).
+        PosttrainError: the file is not there, rewards are none, rows are bad (all named by line), or the output
+            cannot be written.
     """
     if not path.is_file():
         raise PosttrainError(Problem(f"there is no file {path}"))
+    if output is not None:
+        check_file_to_write(output)
     weighed = _rewards_of(rewards)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        rows = read_rows(file, str(path), get_family(family))
+    rows = read_rows(path, get_family(family))
     lines = [json_line(row) + "\n" for row in score_rows(rows, weighed)]
     if output is None:
         sys.stdout.writelines(lines)
@@ -99,9 +103,15 @@ def _rewards_of(text: str) -> list[tuple[Reward, float]]:
     for name, entry in given.items():
         spec = entry if isinstance(entry, Mapping) else {"weight": entry}
         weight = spec.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or set(spec) - {"weight", "options"}:
-            raise PosttrainError(Problem(f"--rewards: {name}: {entry!r} is no weight"))
-        weighed.append((resolve_reward(str(name), spec.get("options")), float(weight)))
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0.0 < weight < math.inf or set(spec) - {"weight", "options"}:
+            what = f"--rewards: {name}: {entry!r} is no weight above 0"
+            raise PosttrainError(Problem(what, remedy="a number, or {weight: ..., options: {...}}"))
+        reward = resolve_reward(str(name), spec.get("options"))
+        if stages := getattr(reward.function, "stages", list)():
+            what = f"--rewards: {name}: the stage {stages[0]!r} is known within a run only"
+            raise PosttrainError(Problem(what, remedy="name its model's directory, RUN/stages/STAGE/model"))
+        weighed.append((reward, float(weight)))
     return weighed
 
 

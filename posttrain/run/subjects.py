@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.evaluation.suites.play import Generate, identity_of
-from posttrain.run.dialect import family_at
+from posttrain.run.model_directory import check_directory, family_at, load
 from posttrain.templates.families import Family, Mode, get_family
 
 LOCAL_CHUNK = 64
@@ -50,28 +50,33 @@ def local(given: str, asked: Asked) -> Subject:
     """A model directory, as DIRECTORY or LABEL=DIRECTORY.
 
     Raises:
-        PosttrainError: no model is there.
+        PosttrainError: no whole model is there.
     """
-    label, _, path = given.rpartition("=")
-    directory = Path(path)
-    if not (directory / "config.json").exists():
-        remedy = "give a model directory, as RUN/stages/STAGE/model, or a server by --endpoint"
-        raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy=remedy))
+    label, directory = _named(given)
+    check_directory(directory, "give a model directory, as RUN/stages/STAGE/model, or a server by --endpoint")
     family = family_at(directory)
 
-    def load() -> Generate:
+    def opened() -> Generate:
         from posttrain.model.generation import Generator
-        from posttrain.model.policy import load_model, load_tokenizer
 
-        return Generator(
-            load_model(directory),
-            load_tokenizer(directory),
-            family,
-            max_new_tokens=asked.max_new_tokens,
-            batch_size=asked.batch_size,
-        )
+        options = {"max_new_tokens": asked.max_new_tokens, "batch_size": asked.batch_size}
+        return Generator(*load(directory), family, **options)
 
-    return Subject(label or _label(directory), family, identity_of(directory), load, LOCAL_CHUNK)
+    return Subject(label or _label(directory), family, identity_of(directory), opened, LOCAL_CHUNK)
+
+
+def _named(given: str) -> tuple[str, Path]:
+    """The label, or "", and the directory, whose own name may hold a `=`.
+
+    Raises:
+        PosttrainError: the label is none that a directory of answers may have.
+    """
+    label, sign, path = given.partition("=")
+    if not sign or Path(given).exists():
+        return "", Path(given)
+    if "/" in label or label in (".", ".."):
+        raise PosttrainError(Problem(f"--model {given}: {label!r} is no label", remedy="a word, as base=DIRECTORY"))
+    return label, Path(path)
 
 
 def _label(directory: Path) -> str:

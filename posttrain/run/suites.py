@@ -17,6 +17,7 @@ from posttrain.evaluation.suites.table import compare, finished, markdown, shown
 from posttrain.model.artifacts import RunDir, write_json, write_text
 from posttrain.progress import progress
 from posttrain.recipe.load import LoadedRecipe
+from posttrain.run.output import check_directory_to_write
 from posttrain.run.quiet import hush_libraries
 from posttrain.run.subjects import Asked, Subject, local, served
 from posttrain.templates.families import Family
@@ -61,9 +62,11 @@ def evaluate_suites(
     """Play every suite with every model, print the table, and keep all of it under `output`.
 
     Raises:
-        PosttrainError: a suite is unknown or lacks its data; two models have one name. All of it before any question.
+        PosttrainError: a suite is unknown or lacks its data; two models have one name; `output` cannot be written to.
+            All of it before any question.
     """
     hush_libraries()
+    check_directory_to_write(output)
     suites = _read(names, asked.limit)
     labels = [subject.label for subject in subjects]
     if twice := {label for label in labels if labels.count(label) > 1}:

@@ -190,7 +190,9 @@ class Models:
             if context.recipe.engine.sampler == "vllm":
                 return VllmEngine(directory, dtype=spec.dtype), tokenizer
             model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
-        except (OSError, ValueError) as error:
+        except PosttrainError:
+            raise
+        except Exception as error:  # transformers raises what it likes
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PosttrainError(
                 Problem(f"stage {context.name}: no model could be loaded from {reference!r} ({directory}): {first}")

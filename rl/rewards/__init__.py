@@ -120,7 +120,8 @@ class Score:
     def fault_of(cls, error: BaseException) -> Score:
         """The score of a reward that raised: none, with what it raised as the reason."""
         late = isinstance(error, TimeoutError) or getattr(error, "kind", "") == "deadline"
-        return cls(None, f"{type(error).__name__}: {error}"[:300], fault="timeout" if late else "raised")
+        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return cls(None, line[:300], fault="timeout" if late else "raised")
 
 
 RewardFunction = Callable[[Mapping[str, Any], Rollout], "Score | float | None"]
@@ -169,20 +170,49 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
         PosttrainError: there is no such reward, it cannot be imported, it has no such option, or refuses its value.
     """
     found = definition_of(name)
-    known = [p.name for p in inspect.signature(found).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = [key for key in options or {} if key not in known]
-    if unknown:
-        raise PosttrainError(
-            Problem(
-                f"reward {name!r} has no option {', '.join(map(repr, unknown))}",
-                remedy=f"its options: {', '.join(known) or 'none'}",
-            )
-        )
+    parameters = _parameters(name, found)
+    if not isinstance(options, Mapping | None):
+        raise PosttrainError(Problem(f"the options of reward {name!r} are a mapping, not {options!r:.60}"))
     given = dict(options or {})
-    if inspect.isclass(found):
+    problems = [
+        Problem(f"reward {name!r} has no option {key!r}", remedy=f"its options: {', '.join(parameters) or 'none'}")
+        if key not in parameters
+        else Problem(f"reward {name!r}: option {key} is {parameters[key].annotation}, not {value!r:.60}")
+        for key, value in given.items()
+        if key not in parameters or not _fits(value, parameters[key].annotation)
+    ]
+    if problems:
+        raise PosttrainError(problems)
+    if not inspect.isclass(found):
+        return Reward(name, found, given)
+    try:
         scorer: Any = found(**given)
-        return Reward(name, scorer)
-    return Reward(name, found, given)
+    except (TypeError, ValueError, AttributeError) as error:
+        what = f"reward {name!r} takes no such options: {error}"
+        raise PosttrainError(Problem(what, remedy=f"its options: {', '.join(parameters) or 'none'}")) from error
+    return Reward(name, scorer)
+
+
+def _parameters(name: str, found: Any) -> dict[str, inspect.Parameter]:
+    """The options of a reward: its keyword-only parameters.
+
+    Raises:
+        PosttrainError: it is no function of a query and a rollout, nor a class.
+    """
+    try:
+        signature = inspect.signature(found)
+        if not inspect.isclass(found):
+            signature.bind_partial({}, None)
+    except (TypeError, ValueError) as error:
+        what = f"{name!r} is no reward: a function of query and rollout, or a class, is wanted ({error})"
+        raise PosttrainError(Problem(what, remedy="check the path package.module:function")) from error
+    return {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether an option's value is of the type that its parameter says; True where that is no plain one."""
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}.get(str(annotation))
+    return kinds is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)))
 
 
 def definition_of(name: str) -> Any:

@@ -24,7 +24,7 @@ class RewardModel:
         temperature: the score is 1 / (1 + exp(-reward / temperature)); the stage trains rewards centred at 0.
 
         Raises:
-            PosttrainError: neither or both of the two are given, or the other options will not do.
+            PosttrainError: neither or both of the two are given, no model is there, or the other options will not do.
         """
         if bool(stage) == bool(model):
             raise PosttrainError(
@@ -35,6 +35,9 @@ class RewardModel:
             )
         if batch_size < 1 or not temperature > 0.0:
             raise PosttrainError(Problem("reward_model: batch_size and temperature are above 0"))
+        if model and not (Path(model).expanduser() / "config.json").is_file():
+            what = f"reward_model: {model}: no model there (no config.json)"
+            raise PosttrainError(Problem(what, remedy="the directory of a stage's model, as RUN/stages/STAGE/model"))
         self.stage, self._batch_size, self._temperature = stage, batch_size, temperature
         self._directory = Path(model).expanduser() if model else None
         self._loaded: Any = None

@@ -8,15 +8,21 @@ say `mode`, `prefilled`, `truncated`, `tokens`, `max_tokens`, `thinking_tokens`,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from posttrain.data.faults import RowFaults
+from posttrain.data.readers import read_file
 from posttrain.errors import PosttrainError, Problem
-from posttrain.rl.rewards import Reward, Rollout
+from posttrain.rl.rewards import Reward, Rollout, Score
 from posttrain.rl.rewards.reading import told
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import Family
 from posttrain.templates.parse import parse
+
+log = logging.getLogger("posttrain")
 
 FACTS: Mapping[str, tuple[type, ...]] = {
     "prefilled": (str,),
@@ -28,33 +34,24 @@ FACTS: Mapping[str, tuple[type, ...]] = {
     "closed_by": (str, type(None)),
 }
 KNOWN = {"id", "task", "prompt", "completion", "answer", "entry", "fields", "mode", *FACTS}
-SHOWN = 20  # bad rows named; more are counted
 AT_ONCE = 512  # rows scored together: a judge is asked for all of them at once
 
 
-def read_rows(lines: Iterable[str], name: str, family: Family) -> list[tuple[dict[str, Any], dict[str, Any], Rollout]]:
-    """Rows of a JSONL file as (the row itself, the query, the rollout).
+def read_rows(path: Path, family: Family) -> list[tuple[dict[str, Any], dict[str, Any], Rollout]]:
+    """Rows of a file as (the row itself, the query, the rollout).
 
     Raises:
-        PosttrainError: rows that cannot be scored, each named by its line.
+        PosttrainError: rows that cannot be scored, each named by its line; or the file cannot be read.
     """
-    rows, problems, bad = [], [], 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    rows, faults = [], RowFaults(path.name)
+    for place, row in read_file(path, faults):
         try:
-            row = json.loads(line)
-            rows.append((row, _query(row, number), _rollout(row, family)))
+            rows.append((row, _query(row, place.number), _rollout(row, family)))
         except (ValueError, TypeError) as error:
-            bad += 1
-            if bad <= SHOWN:
-                problems.append(Problem(str(error), where=f"{name}:{number}"))
-    if bad > SHOWN:
-        problems.append(Problem(f"{bad - SHOWN} further bad rows", where=name))
-    if not rows and not problems:
-        problems.append(Problem("no row in it", where=name))
-    if problems:
-        raise PosttrainError(problems)
+            faults.add(place, str(error))
+    if faults.count:
+        more = faults.count - len(faults.shown)
+        raise PosttrainError([*faults.shown, *([Problem(f"{more} further bad rows", str(path))] if more else [])])
     return rows
 
 
@@ -65,11 +62,17 @@ def score_rows(
 
     `score` is the sum of the rewards with their weights, over the weights of those that apply; None where none does.
     The components of each reward stand under its name.
+
+    Raises:
+        PosttrainError: a reward fails on every row.
     """
+    failed: dict[str, list[Score]] = {reward.name: [] for reward, _ in rewards}
     for start in range(0, len(rows), AT_ONCE):
         some = rows[start : start + AT_ONCE]
         queries, rollouts = [query for _, query, _ in some], [rollout for _, _, rollout in some]
         columns = [reward.batch(queries, rollouts) for reward, _ in rewards]
+        for (reward, _), column in zip(rewards, columns, strict=True):
+            failed[reward.name] += [score for score in column if score.fault]
         for place, (row, _, _) in enumerate(some):
             scores = [column[place] for column in columns]
             applying = [
@@ -87,11 +90,18 @@ def score_rows(
                 "components": components,
                 "reason": "; ".join(score.reason for score in scores if score.reason),
             }
+    problems = []
+    for name, faults in failed.items():
+        if faults and len(faults) == len(rows):
+            what = f"reward {name!r} fails on all of the {len(rows)} rows; on the first: {faults[0].reason}"
+            problems.append(Problem(what, remedy="mend its options, or the rows"))
+        elif faults:
+            log.warning("reward %s fails on %d of %d rows: %s", name, len(faults), len(rows), faults[0].reason)
+    if problems:
+        raise PosttrainError(problems)
 
 
-def _query(row: Any, number: int) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is an object, not {type(row).__name__}")
+def _query(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if missing := [key for key in ("task", "prompt", "completion") if key not in row]:
         raise ValueError(f"it lacks {', '.join(map(repr, missing))}; it has {', '.join(row) or 'nothing'}")
     if unknown := sorted(set(row) - KNOWN - {"score", "components", "reason"}):
@@ -123,8 +133,10 @@ def _unscorable(query: Mapping[str, Any]) -> str | None:
         return "; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)
     if query["entry"]:
         value = json.loads(query["entry"])
+        if not isinstance(value, dict):
+            return "`entry` is an object, or the text of one"
         check = getattr(task, "entry_problem", None)
-        problem = check(value) if check and isinstance(value, dict) else None
+        problem = check(value) if check else None
     else:
         check = getattr(task, "problem", None)
         problem = check(query["answer"]) if check else None

@@ -34,7 +34,7 @@ def identity_of(directory: Path) -> dict[str, Any]:
     sealed = directory / MANIFEST
     if sealed.exists():
         return {"manifest": sealed.read_text(encoding="utf-8")}
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
     return {"weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
 
 

@@ -1,0 +1,54 @@
+"""A model's directory that a command line names: looked at before anything begins, its dialect, and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import read_json
+from posttrain.recipe.weights import directory_faults
+from posttrain.templates.families import Family, get_family
+
+
+def check_directory(directory: Path, remedy: str) -> None:
+    """Refuse what is no model's directory, or a damaged one.
+
+    Args:
+        remedy: what to name instead.
+
+    Raises:
+        PosttrainError: no model is there, or its files are not whole.
+    """
+    if not (directory / "config.json").exists():
+        raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy=remedy))
+    problems = [Problem(fault, remedy="copy or fetch it once more") for fault in directory_faults(directory)]
+    if not any(any(directory.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
+        problems.append(Problem(f"{directory}: no weights there", remedy=remedy))
+    if problems:
+        raise PosttrainError(problems)
+
+
+def family_at(directory: Path) -> Family:
+    """What the run that made the model wrote beside it, stop text included; else Qwen3."""
+    facts = read_json(directory / "posttrain.json") or {"family": "qwen3"}
+    family = get_family(facts["family"])
+    stop = facts.get("stop_thinking")
+    return family if stop is None else dataclasses.replace(family, stop_thinking=stop)
+
+
+def load(directory: Path) -> tuple[Any, Any]:
+    """The model and its tokenizer.
+
+    Raises:
+        PosttrainError: transformers refuses them, whatever it raises.
+    """
+    from posttrain.model.policy import load_model, load_tokenizer
+
+    try:
+        return load_model(directory), load_tokenizer(directory)
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")
+        what = f"the model at {directory} could not be loaded: {type(error).__name__}: {line}"
+        raise PosttrainError(Problem(what, remedy="name a directory that transformers loads")) from error
