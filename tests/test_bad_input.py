@@ -43,11 +43,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("model.safetensors", cut, "is damaged: 128160 bytes, and its header tells 256320"),
     ("model.safetensors", lambda path: path.write_bytes(b"rubbish"), "is cut off"),
     ("model.safetensors", lambda path: path.unlink(), "no weights there"),
-    ("model.safetensors", lambda path: (path.unlink(), path.mkdir()), "is no file"),
+    ("model.safetensors", replace_by_directory, "is no file"),
     ("config.json", lambda path: path.write_bytes(b"{no"), "is damaged: no JSON"),
     ("config.json", lambda path: path.write_bytes(b"\xff\xfe"), "is damaged: no JSON"),
     ("config.json", lambda path: path.write_bytes(b"[]"), "is damaged: no JSON object"),
@@ -167,7 +172,17 @@ def test_rows_that_cannot_be_scored(
 def test_a_distillation_that_cannot_be_written(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(40)))
-    words = ["distill", "--only-write", "--teacher", sound, "--student", sound, "--data", data, "--output"]
+    words: list[str | Path] = [
+        "distill",
+        "--only-write",
+        "--teacher",
+        sound,
+        "--student",
+        sound,
+        "--data",
+        data,
+        "--output",
+    ]
     assert "no directory of this run's own" in refused(capsys, *words, "/")
     assert "cannot be written to" in refused(capsys, *words, f"{NOWHERE}/run")
     (tmp_path / "taken.yaml").mkdir()
@@ -188,7 +203,7 @@ def test_a_shape_that_no_model_has(model: Path, tmp_path: Path, capsys: pytest.C
     assert list(directory_faults(model)) == []
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(40)))
-    words = ["--student", model, "--teacher", model, "--data", data, "--output", tmp_path / "run"]
+    words: list[str | Path] = ["--student", model, "--teacher", model, "--data", data, "--output", tmp_path / "run"]
     assert "no model can be made of the shape" in refused(capsys, "distill", "--only-write", *words)
 
 

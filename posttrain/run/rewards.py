@@ -108,7 +108,8 @@ def _rewards_of(text: str) -> list[tuple[Reward, float]]:
             what = f"--rewards: {name}: {entry!r} is no weight above 0"
             raise PosttrainError(Problem(what, remedy="a number, or {weight: ..., options: {...}}"))
         reward = resolve_reward(str(name), spec.get("options"))
-        if stages := getattr(reward.function, "stages", list)():
+        stages: list[str] = getattr(reward.function, "stages", list)()
+        if stages:
             what = f"--rewards: {name}: the stage {stages[0]!r} is known within a run only"
             raise PosttrainError(Problem(what, remedy="name its model's directory, RUN/stages/STAGE/model"))
         weighed.append((reward, float(weight)))

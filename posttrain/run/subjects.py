@@ -59,7 +59,7 @@ def local(given: str, asked: Asked) -> Subject:
     def opened() -> Generate:
         from posttrain.model.generation import Generator
 
-        options = {"max_new_tokens": asked.max_new_tokens, "batch_size": asked.batch_size}
+        options: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "batch_size": asked.batch_size}
         return Generator(*load(directory), family, **options)
 
     return Subject(label or _label(directory), family, identity_of(directory), opened, LOCAL_CHUNK)

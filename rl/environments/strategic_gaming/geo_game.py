@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from posttrain.rl.environments.game import Category, Difficulty, Player, Reply
+from posttrain.rl.environments.points import Point, points_of, points_said
 from posttrain.rl.environments.rounds import (
     Forbidden,
     Play,
@@ -18,8 +19,6 @@ from posttrain.rl.environments.rounds import (
     setting,
     won,
 )
-
-Point = tuple[int, int]
 
 
 class GeoGame(Rounds[int]):
@@ -40,14 +39,13 @@ class GeoGame(Rounds[int]):
         self.start, self.sum = self.at, 0
 
     def rules(self) -> str:
-        points = "; ".join(f"P{k} = {x} {y}" for k, (x, y) in enumerate(self.points, 1))
         return (
             "GeoGame. You and I choose points in turn, you first, each point once. Every choice adds the square of its"
             " distance from the point chosen before (at first, from the start) to a sum. You win if the sum is"
             " even when"
             " all points are chosen.\n"
             "k chooses point k. You are told my choice and the sum.\n"
-            f"start = {self.start[0]} {self.start[1]}\n{points}"
+            f"start = {self.start[0]} {self.start[1]}\n{points_said(self.points)}"
         )
 
     def play(self, text: str) -> Reply:
@@ -92,10 +90,7 @@ def best_choice(left: Sequence[int], points: Sequence[Point], start: Point, last
 def _play(rules: str) -> Play:
     told = setting(rules)
     start_x, start_y = numbers_in(told["start"])
-    points: list[Point] = []
-    while f"P{len(points) + 1}" in told:
-        x, y = numbers_in(told[f"P{len(points) + 1}"])
-        points.append((x, y))
+    points = points_of(told)
     left = list(range(1, len(points) + 1))
     while True:
         choice = best_choice(left, points, (start_x, start_y), last_is_even=True)

@@ -9,6 +9,7 @@ from math import cos, pi, sin
 from typing import ClassVar
 
 from posttrain.rl.environments.game import Category, Difficulty, Player, Reply
+from posttrain.rl.environments.points import Point, points_of, points_said
 from posttrain.rl.environments.rounds import (
     Forbidden,
     Play,
@@ -21,7 +22,6 @@ from posttrain.rl.environments.rounds import (
     won,
 )
 
-Point = tuple[int, int]
 Corners = tuple[int, ...]
 """The corners that are left, in order, from 1."""
 
@@ -55,7 +55,6 @@ class PizzaSlice(Rounds[int]):
         return [(round(RADIUS + x), round(RADIUS + y)) for x, y in turned]
 
     def rules(self) -> str:
-        points = "; ".join(f"P{k} = {x} {y}" for k, (x, y) in enumerate(self.points, 1))
         return (
             "PizzaSlice. You and I eat a pizza, you first. Who eats a corner eats the triangle of it and the two"
             " corners"
@@ -63,7 +62,7 @@ class PizzaSlice(Rounds[int]):
             " You win if"
             " you have eaten less than I have.\n"
             "k eats corner k. You are told which I eat.\n"
-            f"You have eaten {self.eaten[0] / 2} before, I have eaten nothing.\n{points}"
+            f"You have eaten {self.eaten[0] / 2} before, I have eaten nothing.\n{points_said(self.points)}"
         )
 
     def play(self, text: str) -> Reply:
@@ -130,10 +129,7 @@ class Pizza:
 
 def _play(rules: str) -> Play:
     told = setting(rules)
-    points: list[Point] = []
-    while f"P{len(points) + 1}" in told:
-        x, y = numbers_in(told[f"P{len(points) + 1}"])
-        points.append((x, y))
+    points = points_of(told)
     pizza, corners = Pizza(points), tuple(range(1, len(points) + 1))
     while True:
         corner = pizza.best(corners)
