@@ -34,7 +34,7 @@ def say(environment: Environment, text: str) -> Any:
 # --- further tries
 
 
-@pytest.mark.parametrize("name", ["retry:arithmetic", "retry:reasoning_gym:chain_sum"])
+@pytest.mark.parametrize("name", ["retry:arithmetic", "retry:reasoning_gym:chain_sum", "retry:tool_calls"])
 def test_a_wrong_answer_is_told_and_may_be_mended(name: str) -> None:
     task = get_task(name)
     (row,) = task.queries(1, 0, turns=3)

@@ -10,7 +10,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.rl.environments.counted import Counted
 from posttrain.tasks.environment import Reply
 from posttrain.tasks.registry import get_task
-from posttrain.tasks.task import Query
+from posttrain.tasks.task import Query, verdict_of
 from posttrain.templates.parsed import ParsedMessage
 
 TURNS = 3
@@ -29,9 +29,9 @@ class RetryEnvironment(Counted):
         return str(row["prompt"][-1]["content"]), int(kept["turns"])
 
     def answer(self, message: ParsedMessage) -> Reply:
-        if not message.content.strip():
+        if not message.content.strip() and not message.tool_calls:
             return Reply("There was no answer. Answer the question.", valid=False)
-        score = self._task.score(message.content, self._row)
+        score = verdict_of(self._task, message, self._row).value
         if score >= 1.0:
             return Reply("Right.", done=True, score=score)
         last = self._turns + 1 >= self._limit
