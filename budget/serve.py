@@ -55,19 +55,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def serve(arguments: argparse.Namespace, rest: Sequence[str], words: Sequence[str]) -> None:
+def serve(
+    arguments: argparse.Namespace, rest: Sequence[str], words: Sequence[str], faults: Sequence[Problem] = ()
+) -> None:
     """Become `vllm serve`.
 
     Args:
         arguments: what `add_arguments` understood.
         rest: what it did not: vLLM's options.
         words: the words after `posttrain`, as they were typed.
+        faults: what is known to be wrong with the model already.
 
     Raises:
         PosttrainError: vLLM is not installed, or the options make no sense.
     """
     settings = server_settings(arguments, os.environ)
-    problems = [*_faults(arguments, rest, words), *_missing_vllm()]
+    problems = [*faults, *_faults(arguments, rest, words), *_missing_vllm()]
     if problems:
         raise PosttrainError(problems)
     environment = {**os.environ, SETTINGS: json.dumps(settings)}

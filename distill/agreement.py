@@ -82,11 +82,12 @@ def measure(context: StageContext) -> dict[str, Any]:
         `rows` (mode, data, answers, tokens, top1, divergence) and `tokens` (those at which they differ most); or
         `not_measured` with the reason.
     """
-    from posttrain.model.policy import load_model, load_tokenizer
+    from posttrain.model.policy import load_model, load_tokenizer, placed
 
     spec = context.recipe.model
     tokenizer = load_tokenizer(context.dir.model)
-    student = load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention).to(_device(context))
+    cpu = context.recipe.engine.cpu
+    student = placed(load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention), cpu=cpu)
     try:
         answers = list(_answers(context, student, tokenizer))
         asked = {one: _ask(context, one, tokenizer) for one in dict.fromkeys(answer.teacher for answer in answers)}
@@ -126,21 +127,17 @@ def _teacher_of(context: StageContext, data: str, query: Any) -> OneTeacher | No
     return str(teacher) if isinstance(teacher, Path) else teacher
 
 
-def _device(context: StageContext) -> Any:
-    from posttrain.model.trainer_defaults import on_accelerator
-
-    return torch.accelerator.current_accelerator() if on_accelerator(context) else torch.device("cpu")
-
-
 def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherLogprobs:
     """A teacher that tells its distribution before given tokens."""
     if isinstance(teacher, EndpointSpec):
         served = ServedTeacher(teacher, entries=len(tokenizer), top_k=TOP)
         served.check(tokenizer)
         return served
+    from posttrain.model.policy import placed
+
     spec = context.recipe.model
     model = load_teacher(teacher, tokenizer, dtype=spec.dtype, attention=spec.attention)
-    local = LocalTeacher(model.to(_device(context)), entries=len(tokenizer), k=TOP)
+    local = LocalTeacher(placed(model, cpu=context.recipe.engine.cpu), entries=len(tokenizer), k=TOP)
 
     def ask(sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK:
         return TopK.concatenate([local([ids], [own]) for ids, own in zip(sequences, spans, strict=True)])

@@ -153,6 +153,7 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
     """
     from posttrain.distill.local_teacher import LocalTeacher
     from posttrain.distill.teacher import load_teacher
+    from posttrain.model.policy import placed
 
     if isinstance(context.teacher, EndpointSpec):
         from posttrain.distill.served_teacher import ServedTeacher
@@ -169,11 +170,7 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
     if rows < len(tokenizer):
         what = f"the teacher's vocabulary has {rows} rows, its tokenizer {len(tokenizer)} entries"
         raise PosttrainError(Problem(what, remedy="resize its embeddings to its tokenizer"))
-    if not context.recipe.engine.cpu:
-        import torch
-
-        if torch.accelerator.is_available():
-            teacher.to(torch.accelerator.current_accelerator())
+    teacher = placed(teacher, cpu=context.recipe.engine.cpu)
     return LocalTeacher(teacher, entries=len(tokenizer), k=k, temperature=temperature)
 
 

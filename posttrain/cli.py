@@ -219,8 +219,9 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     from posttrain.budget.serve import serve
+    from posttrain.run.model_directory import problems_of
 
-    serve(arguments, arguments.rest, arguments.words)
+    serve(arguments, arguments.rest, arguments.words, problems_of(Path(arguments.model).expanduser()))
 
 
 def _rewards_list(arguments: argparse.Namespace) -> None:

@@ -199,10 +199,9 @@ class Scorer:
         Raises:
             PosttrainError: there is none in the directory.
         """
-        import torch
         from transformers import AutoModelForSequenceClassification
 
-        from posttrain.model.policy import load_tokenizer
+        from posttrain.model.policy import load_tokenizer, placed
         from posttrain.sft.sampler import dialect
         from posttrain.templates.families import get_family
 
@@ -211,9 +210,8 @@ class Scorer:
         if not architecture.endswith("ForSequenceClassification"):
             what = f"{directory}: no reward model there" + (f" ({architecture})" if architecture else "")
             raise PosttrainError(Problem(what, remedy="name a stage of kind `reward_model`, or its model's directory"))
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         model = AutoModelForSequenceClassification.from_pretrained(str(directory), local_files_only=True)
-        self._model = model.eval().to(device)
+        self._model = placed(model.eval())
         self._tokenizer = load_tokenizer(directory)
         self.family = dialect(directory, get_family("qwen3"))
 

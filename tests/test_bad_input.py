@@ -75,6 +75,11 @@ def test_a_damaged_model_is_named(
     assert said in refused(capsys, "chat", model)
 
 
+def test_a_damaged_model_is_not_served(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut(model / "model.safetensors")
+    assert "is damaged: 128160 bytes" in refused(capsys, "serve", model)
+
+
 def test_a_damaged_model_is_named_before_a_recipe_begins(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (model / "posttrain.json").write_text("[1]")
     recipe = model.parent / "recipe.yaml"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
 from posttrain.recipe.kinds import stage_class
-from posttrain.rl.rewards import REWARDS, Rollout, resolve_reward
-from posttrain.rl.rewards.column import RewardColumn, RewardFault, checked
+from posttrain.rl.rewards import REWARDS, Rollout, Score, resolve_reward
+from posttrain.rl.rewards.column import RewardColumn, RewardFault
 from posttrain.rl.rewards.probes import MODELLED
 from posttrain.rl.stage import GrpoStage
 from posttrain.templates.families import Mode, get_family
@@ -162,7 +162,7 @@ def test_soft_overlong_takes_its_buffer_as_an_option() -> None:
 def test_every_reward_gives_a_score_for_whatever_a_model_emits(text: str, mode: Mode | None, prefilled: str) -> None:
     sample = rollout(text, mode, prefilled=prefilled, tokens=len(text), max_tokens=60)
     for name in set(REWARDS) - MODELLED:
-        checked(score(name, sample))
+        Score.of(score(name, sample))
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "\n", "c+5=2", GOLD, "\\boxed{3}", "<|im_end|>"]), max_size=8))
@@ -211,7 +211,7 @@ def test_a_batch_where_most_raise_stops_the_run() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
 def test_what_is_no_score_is_refused(value: float) -> None:
     with pytest.raises(RewardFault):
-        checked(value)
+        Score.of(value)
 
 
 def test_a_sum_is_not_gated_and_a_product_logs_the_score_before_its_gates() -> None:

@@ -14,7 +14,7 @@ from posttrain.evaluation.scores import Score, flat_score, pass_at_k, percentile
 from posttrain.evaluation.think_follow import think_follow
 from posttrain.model.artifacts import RunDir
 from posttrain.model.generation import Completion, Generator, Prompt
-from posttrain.model.policy import load_model, load_tokenizer
+from posttrain.model.policy import load_model, load_tokenizer, placed
 from posttrain.model.vllm_generation import VllmEngine, generator_over
 from posttrain.progress import progress
 from posttrain.recipe.schema import EvaluationSpec, ModelSpec, Recipe
@@ -64,7 +64,7 @@ def evaluate_model(
     if recipe.engine.sampler == "vllm":
         model: Any = VllmEngine(directory, dtype=spec.dtype)
     else:
-        model = load_model(directory, dtype=spec.dtype, attention=spec.attention)
+        model = placed(load_model(directory, dtype=spec.dtype, attention=spec.attention), cpu=recipe.engine.cpu)
     generate = generator(model, tokenizer, family, recipe.evaluation)
     result, samples = score_policy(generate, recipe.evaluation, run, family, kind, budgets, label, quiet)
     if recipe.evaluation.suites:

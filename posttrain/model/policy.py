@@ -70,6 +70,15 @@ def load_model(path: Path | str, *, dtype: str = "float32", attention: str = "sd
     return model.eval()
 
 
+def placed(model: Any, *, cpu: bool = False) -> Any:
+    """The model where it computes: on the accelerator if there is one, unless `cpu` keeps it here."""
+    import torch
+
+    if cpu or not torch.accelerator.is_available():
+        return model
+    return model.to(torch.accelerator.current_accelerator())
+
+
 def train_tokenizer(spec: TrainedTokenizer, texts: Iterable[str], family: Family) -> Any:
     """A byte-level BPE tokenizer with the family's special tokens and think markers, trained on `texts`.
 

@@ -16,6 +16,7 @@ def train(context: StageContext, spec: ModelSpec) -> None:
     Raises:
         PosttrainError: the launched processes failed, or fewer came up than the recipe asks for.
     """
+    _let_go()
     if context.recipe.engine.launcher == "accelerate":
         from posttrain.run.launch import launch
 
@@ -24,4 +25,13 @@ def train(context: StageContext, spec: ModelSpec) -> None:
     from posttrain.run.train import train_stage
 
     train_stage(context, spec)
+    _let_go()
+
+
+def _let_go() -> None:
+    """Give back an accelerator's memory that models no longer in use held here: launched processes need it, too."""
+    import torch
+
     gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

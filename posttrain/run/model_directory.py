@@ -23,11 +23,16 @@ def check_directory(directory: Path, remedy: str) -> None:
     """
     if not (directory / "config.json").exists():
         raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy=remedy))
-    problems = [Problem(fault, remedy="copy or fetch it once more") for fault in directory_faults(directory)]
+    problems = problems_of(directory)
     if not any(any(directory.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
         problems.append(Problem(f"{directory}: no weights there", remedy=remedy))
     if problems:
         raise PosttrainError(problems)
+
+
+def problems_of(directory: Path) -> list[Problem]:
+    """What is wrong with the files of a model's directory; [] where there is none."""
+    return [Problem(fault, remedy="copy or fetch it once more") for fault in directory_faults(directory)]
 
 
 def family_at(directory: Path) -> Family:
@@ -39,15 +44,15 @@ def family_at(directory: Path) -> Family:
 
 
 def load(directory: Path) -> tuple[Any, Any]:
-    """The model and its tokenizer.
+    """The model, on the accelerator if there is one, and its tokenizer.
 
     Raises:
         PosttrainError: transformers refuses them, whatever it raises.
     """
-    from posttrain.model.policy import load_model, load_tokenizer
+    from posttrain.model.policy import load_model, load_tokenizer, placed
 
     try:
-        return load_model(directory), load_tokenizer(directory)
+        return placed(load_model(directory)), load_tokenizer(directory)
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")
         what = f"the model at {directory} could not be loaded: {type(error).__name__}: {line}"

@@ -176,8 +176,7 @@ class Models:
     def _load(self, directory: Path, reference: str) -> tuple[Any, Any]:
         import torch
 
-        from posttrain.model.policy import load_model, load_tokenizer
-        from posttrain.model.trainer_defaults import on_accelerator
+        from posttrain.model.policy import load_model, load_tokenizer, placed
         from posttrain.model.vllm_generation import VllmEngine
 
         context = self._context
@@ -197,9 +196,7 @@ class Models:
             raise PosttrainError(
                 Problem(f"stage {context.name}: no model could be loaded from {reference!r} ({directory}): {first}")
             ) from error
-        if on_accelerator(context):
-            model.to(torch.accelerator.current_accelerator())
-        return model, tokenizer
+        return placed(model, cpu=context.recipe.engine.cpu), tokenizer
 
 
 def open_sampler(

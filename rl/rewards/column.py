@@ -146,15 +146,6 @@ def components_of(scores: Sequence[Score]) -> Iterator[tuple[str, Score]]:
         yield from score.components.items()
 
 
-def checked(score: Any) -> float | None:
-    """A reward's return value as a score, or None.
-
-    Raises:
-        RewardFault: it is no number in [0, 1].
-    """
-    return Score.of(score).value
-
-
 def _resolved(name: str, reward: Reward | RewardFunction) -> Reward:
     return reward if isinstance(reward, Reward) else Reward(name, reward)
 
