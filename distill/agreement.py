@@ -1,6 +1,6 @@
 """How near a student has come to its teacher: on the student's own answers to reserved queries, token by token.
 
-By mode and data set: the share of tokens at which both hold the same entry for the most probable one, and the mean
+By mode, data set and task: the share of tokens at which both hold the same entry for the most probable one, and the mean
 divergence KL(teacher || student) in nats, on the teacher's k most probable entries and one bucket for the rest. The
 tokens at which they differ most are kept to be read.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("posttrain")
 
 QUERIES = 32
-"""Of each data set of the evaluation, in every mode."""
+"""Of each data set of the evaluation, in every mode, shared by its tasks."""
+LEAST = 8
+"""Of each task, however many there are."""
 TOP = 20
 SHOWN = 24
 """Tokens kept to be read."""
@@ -50,6 +52,7 @@ class Answer:
     """One answer of the student, and who teaches its query."""
 
     data: str
+    task: str
     mode: str
     completion: Completion
     teacher: OneTeacher
@@ -79,7 +82,7 @@ def measure(context: StageContext) -> dict[str, Any]:
     """The agreement of a finished stage's model with its teacher. JSON-able.
 
     Returns:
-        `rows` (mode, data, answers, tokens, top1, divergence) and `tokens` (those at which they differ most); or
+        `rows` (mode, data, task, answers, tokens, top1, divergence) and `tokens` (those at which they differ most); or
         `not_measured` with the reason.
     """
     from posttrain.model.policy import load_model, load_tokenizer, placed
@@ -108,7 +111,7 @@ def _answers(context: StageContext, student: Any, tokenizer: Any) -> Iterator[An
     generate = Generator(
         student, tokenizer, family, max_new_tokens=evaluation.max_new_tokens, batch_size=evaluation.batch_size
     )
-    rows = {name: list(reserved_rows(context.run, name))[:QUERIES] for name in evaluation.data}
+    rows = {name: _shared_by_tasks(list(reserved_rows(context.run, name))) for name in evaluation.data}
     total = sum(map(len, rows.values())) * len(family.modes)
     with progress(f"agreement: {context.name}", total, quiet=context.quiet) as advance:
         for name, queries in rows.items():
@@ -116,14 +119,27 @@ def _answers(context: StageContext, student: Any, tokenizer: Any) -> Iterator[An
             for mode in family.modes:
                 prompts = [Prompt([dict(m) for m in query["prompt"]], mode=mode) for query, _ in own]
                 done = generate(prompts, seed=evaluation.seed, progress=advance)
-                for (_, teacher), completion in zip(own, done, strict=True):
-                    yield Answer(name, mode, completion, teacher)
+                for (query, teacher), completion in zip(own, done, strict=True):
+                    yield Answer(name, _task_of(query), mode, completion, teacher)
 
 
-def _teacher_of(context: StageContext, data: str, query: Any) -> OneTeacher | None:
+def _task_of(query: Mapping[str, Any]) -> str:
+    return str(query.get("task") or "")
+
+
+def _shared_by_tasks(queries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each task, in their order."""
+    tasks: defaultdict[str, list[int]] = defaultdict(list)
+    for place, query in enumerate(queries):
+        tasks[_task_of(query)].append(place)
+    share = max(LEAST, QUERIES // max(1, len(tasks)))
+    return [queries[place] for place in sorted(place for places in tasks.values() for place in places[:share])]
+
+
+def _teacher_of(context: StageContext, data: str, query: Mapping[str, Any]) -> OneTeacher | None:
     teacher = context.teacher
     if isinstance(teacher, Teachers):
-        return teacher.of(data, str(query.get("task") or ""))
+        return teacher.of(data, _task_of(query))
     return str(teacher) if isinstance(teacher, Path) else teacher
 
 
@@ -171,7 +187,7 @@ def _on(logs_N_V: torch.Tensor, ids_N_K: torch.Tensor) -> TopK:
 def _compared(
     answers: Sequence[Answer], asked: dict[OneTeacher, TeacherLogprobs], student: Any, tokenizer: Any
 ) -> dict[str, Any]:
-    sums: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    sums: defaultdict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     worst: list[dict[str, Any]] = []
     for teacher, ask in asked.items():
         own = [answer for answer in answers if answer.teacher == teacher and answer.places]
@@ -182,7 +198,7 @@ def _compared(
         for answer in own:
             theirs = told[at : at + len(answer.places)]
             at += len(answer.places)
-            row = sums[answer.mode, answer.data]
+            row = sums[answer.mode, answer.data, answer.task]
             row[0] += 1
             for piece, logs in _pieces(student, answer.ids, answer.places, len(tokenizer)):
                 part = theirs[piece]
@@ -196,8 +212,14 @@ def _compared(
                 worst += _shown(answer, answer.places[piece], known, logs, apart, tokenizer)
             worst = sorted(worst, key=lambda one: -float(one["divergence"]))[:SHOWN]
     rows = [
-        {"mode": mode, "data": data, "answers": int(n), "tokens": int(t), "top1": a / t, "divergence": max(0.0, d / t)}
-        for (mode, data), (n, t, a, d) in sums.items()
+        {
+            **dict(zip(("mode", "data", "task"), of, strict=True)),
+            "answers": int(n),
+            "tokens": int(t),
+            "top1": a / t,
+            "divergence": max(0.0, d / t),
+        }
+        for of, (n, t, a, d) in sums.items()
     ]
     return {"rows": rows, "tokens": worst, "top_k": TOP}
 
@@ -220,6 +242,7 @@ def _shown(
         yield {
             "mode": answer.mode,
             "data": answer.data,
+            "task": answer.task,
             "divergence": float(apart[place]),
             "before": text(answer.ids[max(0, position - BEFORE) : position]),
             "token": text([answer.ids[position]]),

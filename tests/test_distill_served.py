@@ -206,7 +206,9 @@ def agreement(root: Path, teacher: Any) -> dict[str, Any]:
     run = RunDir(root)
     if not run.reserved("sums").exists():
         run.reserved("sums").parent.mkdir()
-        Dataset.from_list(list(Arithmetic().queries(6, 9))).to_parquet(str(run.reserved("sums")))
+        sums, copied = list(Arithmetic().queries(6, 9)), list(Arithmetic().queries(20, 10))
+        rows = sums[:3] + [{**query, "task": "copied"} for query in copied] + sums[3:]
+        Dataset.from_list(rows).to_parquet(str(run.reserved("sums")))
     stage = stage_class("on_policy_distillation").model_validate({"teacher": "flagship", "queries": {"from": "sums"}})
     where = context(root, stage, teacher)
     where.dir.path.mkdir(parents=True, exist_ok=True)
@@ -218,9 +220,8 @@ def agreement(root: Path, teacher: Any) -> dict[str, Any]:
 def test_a_model_agrees_with_itself_and_less_with_another(root: Path) -> None:
     run = RunDir(root)
     same, other = agreement(root, run.base), agreement(root, run.stage("flagship").model)
-    assert [(row["mode"], row["data"], row["answers"]) for row in same["rows"]] == [
-        ("thinking", "sums", 6),
-        ("non_thinking", "sums", 6),
+    assert [(row["mode"], row["data"], row["task"], row["answers"]) for row in same["rows"]] == [
+        (mode, "sums", *each) for mode in ("thinking", "non_thinking") for each in (("arithmetic", 6), ("copied", 16))
     ]
     for own, far in zip(same["rows"], other["rows"], strict=True):
         assert own["top1"] == 1.0 and own["divergence"] == pytest.approx(0, abs=1e-6)

@@ -21,13 +21,30 @@ stages:
 
 AGREEMENT = {
     "rows": [
-        {"mode": "thinking", "data": "problems", "answers": 32, "tokens": 1234, "top1": 0.875, "divergence": 0.0625},
-        {"mode": "non_thinking", "data": "problems", "answers": 32, "tokens": 99, "top1": 0.5, "divergence": 1.5},
+        {
+            "mode": "thinking",
+            "data": "problems",
+            "task": "arithmetic",
+            "answers": 32,
+            "tokens": 1234,
+            "top1": 0.875,
+            "divergence": 0.0625,
+        },
+        {
+            "mode": "non_thinking",
+            "data": "problems",
+            "task": "",
+            "answers": 32,
+            "tokens": 99,
+            "top1": 0.5,
+            "divergence": 1.5,
+        },
     ],
     "tokens": [
         {
             "mode": "thinking",
             "data": "problems",
+            "task": "arithmetic",
             "divergence": 3.25,
             "before": "<|im_start|>assistant\n<think>\n7 plus <b>5</b> is",
             "token": " 13",
