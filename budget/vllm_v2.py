@@ -69,16 +69,18 @@ class V2Rows:
         lengths = context.seq_lens_upper_bound_np[: len(slots)].astype(np.int64)
         latest = self._latest(slots, lengths)
         unexpected = self._marks[np.minimum(latest, len(self._marks) - 1)]
-        if len(places := np.flatnonzero(self._stopped[slots])):
+        places = self._stopped[slots].nonzero()[0]
+        if len(places):
             at = slots[places]
-            column = (lengths[places] - self._queue_at[at] - 1).clip(0, self._queue.shape[1] - 1)
+            column = np.minimum(np.maximum(lengths[places] - self._queue_at[at] - 1, 0), self._queue.shape[1] - 1)
             unexpected[places] = latest[places] != self._queue[at, column]
         watched = lengths == self._checked[slots] + 1
         due = (lengths >= self._wake[slots]) | ~watched | unexpected
         self._checked[slots] = lengths
-        for place in np.flatnonzero(due & self._limited[slots]).tolist():
-            self._look(int(slots[place]), int(lengths[place]), bool(watched[place]))
-        places = np.flatnonzero(self._stopped[slots])
+        if len(looked := (due & self._limited[slots]).nonzero()[0]):
+            for place in looked.tolist():
+                self._look(int(slots[place]), int(lengths[place]), bool(watched[place]))
+            places = self._stopped[slots].nonzero()[0]
         at = slots[places]
         forced = self._queue[at, lengths[places] - self._queue_at[at]]
         self._scores.apply(scores, (places, forced), context.expanded_idx_mapping, slots.tobytes())
