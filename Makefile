@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache general_rl_tiny reference_scorers rollouts games games_tiny environments
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache served_teacher general_rl_tiny reference_scorers rollouts games games_tiny environments
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive

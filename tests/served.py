@@ -30,7 +30,7 @@ PATHS = {
 }
 
 
-def build_thinker(directory: Path) -> None:
+def build_thinker(directory: Path, layers: int = 1) -> None:
     """A Qwen3 whose next token depends on the latest alone: it thinks THOUGHT some times, then says ANSWER.
 
     The embeddings are a unit matrix and the layers add nothing, so that the head is a table of log-probabilities.
@@ -59,7 +59,7 @@ def build_thinker(directory: Path) -> None:
     size = 288
     shape = {"hidden_size": size, "head_dim": 32, "num_attention_heads": 1, "num_key_value_heads": 1}
     config = Qwen3Config(
-        **shape, vocab_size=size, num_hidden_layers=1, intermediate_size=32, max_position_embeddings=4096,
+        **shape, vocab_size=size, num_hidden_layers=layers, intermediate_size=32, max_position_embeddings=4096,
         tie_word_embeddings=False,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).eval()
