@@ -1,8 +1,8 @@
 """How near a student has come to its teacher: on the student's own answers to reserved queries, token by token.
 
-By mode, data set and task: the share of tokens at which both hold the same entry for the most probable one, and the mean
-divergence KL(teacher || student) in nats, on the teacher's k most probable entries and one bucket for the rest. The
-tokens at which they differ most are kept to be read.
+By mode, data set and task: the share of tokens at which both hold the same entry for the most probable one, and the
+mean divergence KL(teacher || student) in nats, on the teacher's k most probable entries and one bucket for the rest.
+The tokens at which they differ most are kept to be read.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     from datasets import load_from_disk
 
     from posttrain.distill.cache_fingerprint import answers_fingerprint, logprobs_fingerprint
+    from posttrain.distill.cache_processes import fill_by_processes, processes_here
     from posttrain.distill.cache_write import fill
     from posttrain.distill.teacher import check_tokenizers
     from posttrain.model.policy import load_tokenizer
@@ -83,19 +84,23 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     rows = load_from_disk(str(context.dir.data / "train"))
     known = logprobs_fingerprint(context, tokenizer, rows, k=logits.top_k, temperature=logits.temperature)
     directory = _folder(logits, context, "logprobs", known)
-    entries = len(tokenizer)
+    ask = {"k": logits.top_k, "temperature": logits.temperature}
+    processes = processes_here(context)
     with progress(
         f"{context.name}: log-probabilities", funnel["tokens"]["supervised_tokens"], quiet=context.quiet
     ) as advance:
-        asked = fill(
-            directory,
-            rows,
-            lambda: open_teacher(context, tokenizer, k=logits.top_k, temperature=logits.temperature),
-            known,
-            k=logits.top_k,
-            entries=entries,
-            progress=advance,
-        )
+        if processes > 1:
+            asked = fill_by_processes(directory, rows, context, processes, **ask, progress=advance)
+        else:
+            asked = fill(
+                directory,
+                rows,
+                lambda: open_teacher(context, tokenizer, **ask),
+                known,
+                k=logits.top_k,
+                entries=len(tokenizer),
+                progress=advance,
+            )
     cache = LogprobCache(directory)
     write_json(context.dir.data / PLACE, {"directory": os.path.relpath(directory, context.dir.data)})
     return {**funnel, "logprobs": {"tokens": cache.tokens, "asked_of_the_teacher": asked}}

@@ -21,8 +21,13 @@ import pytest
 import torch
 import yaml
 
+from posttrain.distill.cache import FINGERPRINT, LogprobCache, check_fingerprint
+from posttrain.distill.cache_processes import fill_by_processes, processes_here
+from posttrain.distill.cache_stage import open_teacher
+from posttrain.distill.cache_write import fill
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir, faults_of, read_json, write_json, write_text
+from posttrain.model.policy import load_tokenizer
 from posttrain.recipe.fingerprint import dump_resolved
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import EngineSpec
@@ -238,6 +243,41 @@ def test_stored_log_probabilities_teach_two_processes_as_one(one_process: Path, 
     mine, other = weights(context.dir.model), weights(alone.dir.model)
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], rtol=0.02, atol=5e-3)
+
+
+@launched
+def test_two_processes_store_what_one_does(one_process: Path, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    context = remembered(one_process, tmp_path / "run", engine_of("ddp"))
+    rows = load_from_disk(str(context.dir.data / "train"))
+    assert isinstance(context.teacher, Path) and processes_here(context) == 2
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    told: list[int] = []
+
+    def fill_both() -> int:
+        return fill_by_processes(both, rows, context, 2, k=8, temperature=1.0, shard_tokens=100, progress=told.append)
+
+    for directory in (alone, both):
+        assert not check_fingerprint(directory, {"of": "sft"})
+        write_json(directory / FINGERPRINT, {"of": "sft"})
+    tokenizer = load_tokenizer(context.start)
+    teacher = open_teacher(context, tokenizer, k=8, temperature=1.0)
+    asked = fill(alone, rows, lambda: teacher, {"of": "sft"}, k=8, entries=len(tokenizer), shard_tokens=100)
+    shards = [f"shard-{number:05d}.arrow" for number in (0, 1)]
+    assert fill_both() == asked == sum(told) and len(told) > 2
+    for name in shards:
+        assert (both / name).read_bytes() == (alone / name).read_bytes()
+    assert LogprobCache(both).tokens == LogprobCache(alone).tokens == asked
+    (both / shards[1]).write_bytes(b"damaged")
+    told.clear()
+    assert 0 < fill_both() == sum(told) < asked and len(told) == 1
+    assert (both / shards[1]).read_bytes() == (alone / shards[1]).read_bytes()
+    (both / shards[0]).unlink()
+    (context.teacher / "model.safetensors").unlink()
+    with pytest.raises(PosttrainError, match="sft"):
+        fill_both()
+    assert (both / shards[1]).exists()
 
 
 @launched

@@ -95,7 +95,17 @@ def test_rl_accuracy_never_reached() -> None:
 
 def test_agreement_with_the_teacher_can_be_read(run: RunDir) -> None:
     page = build_report(run).read_text()
-    for said in ("Agreement with the teacher", "0.875", "0.0625", "<td>arithmetic</td>", "45,678", "34,567", "1.50e+12", "␣价", "↵"):
+    for said in (
+        "Agreement with the teacher",
+        "0.875",
+        "0.0625",
+        "<td>arithmetic</td>",
+        "45,678",
+        "34,567",
+        "1.50e+12",
+        "␣价",
+        "↵",
+    ):
         assert said in page, said
     assert "plus &lt;b&gt;5&lt;/b&gt; is" in page and "plus <b>5</b>" not in page
     text = (run.path / "report.md").read_text()

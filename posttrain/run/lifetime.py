@@ -43,21 +43,27 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end; it is killed with all it started if this process is interrupted or dies.
+def start_child(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command that is killed, with all it started, when this process dies; who starts it ends it otherwise.
 
     The command has to call `die_with_parent`, as have the processes that it starts. It gets a session of its own: an
     interrupt at the terminal goes to this process alone, which then tells it once.
-
-    Returns:
-        The exit code; negative: the signal that killed it.
     """
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         env={**environment, PARENT: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end (`start_child`); it is killed if this process is interrupted.
+
+    Returns:
+        The exit code; negative: the signal that killed it.
+    """
+    process = start_child(command, environment)
     try:
         return process.wait()
     finally:
