@@ -84,20 +84,22 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     rows = load_from_disk(str(context.dir.data / "train"))
     known = logprobs_fingerprint(context, tokenizer, rows, k=logits.top_k, temperature=logits.temperature)
     directory = _folder(logits, context, "logprobs", known)
-    ask = {"k": logits.top_k, "temperature": logits.temperature}
+    k, temperature = logits.top_k, logits.temperature
     processes = processes_here(context)
     with progress(
         f"{context.name}: log-probabilities", funnel["tokens"]["supervised_tokens"], quiet=context.quiet
     ) as advance:
         if processes > 1:
-            asked = fill_by_processes(directory, rows, context, processes, **ask, progress=advance)
+            asked = fill_by_processes(
+                directory, rows, context, processes, k=k, temperature=temperature, progress=advance
+            )
         else:
             asked = fill(
                 directory,
                 rows,
-                lambda: open_teacher(context, tokenizer, **ask),
+                lambda: open_teacher(context, tokenizer, k=k, temperature=temperature),
                 known,
-                k=logits.top_k,
+                k=k,
                 entries=len(tokenizer),
                 progress=advance,
             )
