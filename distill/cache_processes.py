@@ -62,13 +62,16 @@ def fill_by_processes(
     from posttrain.run.lifetime import start_child
 
     missing = [shard for shard in plan_shards(dataset, shard_tokens) if not shard.is_whole(directory)]
+    for shard in missing:
+        shard.record(directory).unlink(missing_ok=True)  # of a damaged one: it is told of when it is written anew
     given = [str(context.run.path), context.name, str(directory), "--processes", str(processes)]
     given += ["--k", str(k), "--temperature", str(temperature), "--shard-tokens", str(shard_tokens)]
     with tempfile.TemporaryDirectory(prefix="posttrain-fill-") as folder:
         environment = launch_environment(context.recipe.engine, Path(folder))
         environment["OMP_NUM_THREADS"] = str(threads(context.recipe.engine))
         command = [sys.executable, "-m", "posttrain.distill.cache_processes", *given, "--process"]
-        running = [start_child([*command, str(at)], {**environment, "RANK": str(at)}) for at in range(processes)]
+        needed = sorted({shard.number % processes for shard in missing})
+        running = [start_child([*command, str(at)], {**environment, "RANK": str(at)}) for at in needed]
         try:
             _watch(directory, missing, running, progress)
         finally:

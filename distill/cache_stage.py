@@ -89,20 +89,20 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     with progress(
         f"{context.name}: log-probabilities", funnel["tokens"]["supervised_tokens"], quiet=context.quiet
     ) as advance:
+        asked = 0
         if processes > 1:
             asked = fill_by_processes(
                 directory, rows, context, processes, k=k, temperature=temperature, progress=advance
             )
-        else:
-            asked = fill(
-                directory,
-                rows,
-                lambda: open_teacher(context, tokenizer, k=k, temperature=temperature),
-                known,
-                k=k,
-                entries=len(tokenizer),
-                progress=advance,
-            )
+        asked += fill(
+            directory,
+            rows,
+            lambda: open_teacher(context, tokenizer, k=k, temperature=temperature),
+            known,
+            k=k,
+            entries=len(tokenizer),
+            progress=advance,
+        )
     cache = LogprobCache(directory)
     write_json(context.dir.data / PLACE, {"directory": os.path.relpath(directory, context.dir.data)})
     return {**funnel, "logprobs": {"tokens": cache.tokens, "asked_of_the_teacher": asked}}
