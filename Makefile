@@ -70,7 +70,7 @@ lint: setup
 test: setup setup-vllm suites
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # As .vllm above, but in build/: what vLLM itself asks for, whatever constraints.txt says. The empty distribution gives
 # the CPU build the name that vLLM looks for (docs/serving.md).

@@ -43,6 +43,7 @@ def kill_when_there(command: list[str], path: Path) -> None:
     process.wait()
 
 
+@pytest.mark.timeout(900)  # a process for every kill, each of which imports everything anew
 def test_killed_at_any_moment_ends_in_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "posttrain", "run", str(CHAIN), "--output", str(directory)]
