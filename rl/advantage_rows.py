@@ -47,8 +47,15 @@ class RowsWithAdvantage:
         trainer: Any = self
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
         if trainer.model.training and self._only_advantages_count():
-            return with_advantage(inputs, trainer.loss_type)
+            return with_advantage(inputs, trainer.loss_type, least=self._most_anywhere(inputs))
         return inputs
+
+    def _most_anywhere(self, inputs: dict[str, Any]) -> int:
+        """Rows with an advantage in the process that has most of them: TRL gathers figures of every row."""
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        if accelerator.num_processes == 1:
+            return 1
+        return int(accelerator.gather(_has_advantage(inputs).sum()[None]).max())
 
     def _only_advantages_count(self) -> bool:
         trainer: Any = self
@@ -76,20 +83,24 @@ def differs(rewards_G_R: torch.Tensor, weights_R: torch.Tensor, aggregation: str
     return any(len(column) > 1 and not torch.isclose(column.max(), column.min()) for column in scored)
 
 
-def with_advantage(inputs: dict[str, Any], loss_type: str) -> dict[str, Any]:
-    """A micro-batch of B rows without those whose advantage is 0; one is kept if all are."""
-    advantages = inputs["advantages"]
-    rows = len(advantages)
-    keep = advantages.reshape(rows, -1).ne(0).any(-1).nonzero()[:, 0]
-    if len(keep) == rows or "pixel_values" in inputs:  # images are not one entry a row
+def with_advantage(inputs: dict[str, Any], loss_type: str, *, least: int = 1) -> dict[str, Any]:
+    """A micro-batch of B rows without those whose advantage is 0, but with `least` rows, and with one, in any case."""
+    has_B = _has_advantage(inputs)
+    rows, count = len(has_B), max(int(has_B.sum()), least, 1)
+    if count >= rows or "pixel_values" in inputs:  # images are not one entry a row
         return inputs
-    keep = keep if len(keep) else torch.zeros(1, dtype=torch.long, device=advantages.device)
+    keep = (~has_B).int().argsort(stable=True)[:count].sort().values
     kept = {key: value[keep] if _by_row(value, rows) else value for key, value in inputs.items()}
     kept[SCALE] = _scale(inputs, kept, loss_type)
     _trim(kept, "prompt_mask", ("prompt_ids", "prompt_mask"), left=True)
     by_token = [k for k, v in kept.items() if _by_row(v, len(keep)) and v.shape[1:] == kept["completion_ids"].shape[1:]]
     _trim(kept, "completion_mask", [k for k in by_token if not k.startswith("prompt")], left=False)
     return kept
+
+
+def _has_advantage(inputs: dict[str, Any]) -> torch.Tensor:
+    advantages: torch.Tensor = inputs["advantages"]
+    return advantages.reshape(len(advantages), -1).ne(0).any(-1)
 
 
 def _by_row(value: Any, rows: int) -> bool:

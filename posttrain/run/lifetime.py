@@ -1,4 +1,4 @@
-"""No process outlives the run that started it, however that run ends.
+"""No process outlives the run that started it, however that run ends; and a worker that is done ends without a crash.
 
 torch's launcher starts every worker in a session of its own, so that a signal to the launcher's group misses them, and
 a launcher that is killed leaves them behind, waiting on each other for half an hour. Here each process asks the kernel
@@ -7,7 +7,9 @@ to be killed when its parent dies. Nothing is lost by that: a stage goes on from
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 PARENT = "POSTTRAIN_PARENT_PID"
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -41,6 +44,25 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def leave() -> NoReturn:
+    """End a worker of a process group that did its work, with exit code 0 and without finalizing the interpreter.
+
+    Threads of gloo (and of autograd) may still hold the last reference to a tensor that Python knows. To let go of it
+    they take the interpreter's lock, and where the interpreter is being finalized that ends the whole process with
+    SIGABRT ("terminate called without an active exception"): rarely, and mostly on a busy machine. Destroying the group
+    does not wait for them (https://github.com/pytorch/pytorch/issues/190489). What was registered for the exit is run.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def start_child(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

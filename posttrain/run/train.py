@@ -23,7 +23,7 @@ from posttrain.model.policy import (
 )
 from posttrain.run.disk import full_disk
 from posttrain.run.launch import refuse
-from posttrain.run.lifetime import die_with_parent
+from posttrain.run.lifetime import die_with_parent, leave
 
 if TYPE_CHECKING:
     from posttrain.recipe.schema import EngineSpec, ModelSpec
@@ -240,6 +240,8 @@ def main() -> None:
         if problem is None:
             raise
         _tell(PosttrainError(problem))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave()
 
 
 def _tell(error: PosttrainError) -> NoReturn:
