@@ -187,7 +187,7 @@ def test_groups_that_lie_on_two_processes_are_refused(root: Path) -> None:  # no
     train = {**TRAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 1}
     where = prepared(root, "split", dynamic_sampling={}, train={**train, "num_generations": 2})
     trainer_of(where)
-    from posttrain.rl.stage import whole_groups
+    from posttrain.rl.grpo import whole_groups
 
     class Arguments:
         per_device_train_batch_size, steps_per_generation, num_generations = 2, 1, 4

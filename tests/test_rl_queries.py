@@ -18,8 +18,8 @@ from posttrain.recipe.schema import DataSpec, EvaluationSpec, ModelSpec, Recipe,
 from posttrain.recipe.stage import Stage, StageContext
 from posttrain.recipe.trainer_options import train_faults
 from posttrain.rl import pass_rate
+from posttrain.rl.grpo import GrpoStage
 from posttrain.rl.modes import Asking, ThinkingBudgets, ask, deal
-from posttrain.rl.stage import GrpoStage
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import Kind, Mode, get_family
 from posttrain.templates.render import last_flag

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
 from posttrain.recipe.kinds import stage_class
+from posttrain.rl.grpo import GrpoStage
 from posttrain.rl.rewards import REWARDS, Rollout, Score, resolve_reward
 from posttrain.rl.rewards.column import RewardColumn, RewardFault
 from posttrain.rl.rewards.probes import MODELLED
-from posttrain.rl.stage import GrpoStage
 from posttrain.templates.families import Mode, get_family
 from posttrain.templates.parse import parse
 

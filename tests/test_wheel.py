@@ -18,7 +18,7 @@ LINKS = ("rl", "distill", "budget", "templates", "recipes")
 USE = """
 import sys
 from pathlib import Path
-import posttrain, posttrain.budget.state, posttrain.distill.on_policy, posttrain.rl.stage, posttrain.sft.stage
+import posttrain, posttrain.budget.state, posttrain.distill.on_policy, posttrain.rl.grpo, posttrain.sft.stage
 from posttrain.errors import PosttrainError
 from posttrain.recipe.load import load_recipe
 from posttrain.templates.families import FAMILIES
@@ -76,7 +76,7 @@ def test_the_wheel_has_one_top_level_name_and_every_file(wheel: Path) -> None:
     found = names(wheel)
     assert {name.split("/")[0] for name in found} == {"posttrain", "posttrain-0.1.0.dist-info"}
     assert {name for name in found if name.startswith("posttrain/")} == in_the_tree()
-    for name in ("rl/stage.py", "distill/trainer.py", "budget/state.py", "templates/qwen3.jinja", "py.typed"):
+    for name in ("rl/grpo.py", "distill/trainer.py", "budget/state.py", "templates/qwen3.jinja", "py.typed"):
         assert f"posttrain/{name}" in found
     with zipfile.ZipFile(wheel) as opened:
         assert b"posttrain = posttrain.cli:main" in opened.read("posttrain-0.1.0.dist-info/entry_points.txt")

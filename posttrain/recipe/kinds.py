@@ -14,7 +14,7 @@ from posttrain.recipe.stage import Stage
 
 STAGE_KINDS = {
     "sft": "posttrain.sft.stage:SftStage",
-    "grpo": "posttrain.rl.stage:GrpoStage",
+    "grpo": "posttrain.rl.grpo:GrpoStage",
     "dpo": "posttrain.rl.dpo:DpoStage",
     "reward_model": "posttrain.rl.reward_model:RewardModelStage",
     "off_policy_distillation": "posttrain.distill.off_policy:OffPolicyDistillationStage",
