@@ -193,6 +193,20 @@ def test_a_second_reply_may_be_a_verdict_and_thinking_before_it_is_none() -> Non
     assert graded(thinking, "Oslo")[0].value == 1.0
 
 
+def test_a_refused_request_takes_nobody_elses_second_try() -> None:
+    rubbish = iter(["hm"])
+
+    def answer(path: str, body: Body) -> Any:
+        if "Bergen" in fenced(body["messages"][0]["content"], "answer"):
+            return 400, {"error": {"message": "too long"}}
+        once = next(rubbish, None)
+        return said(once) if once else careful(path, body)
+
+    refused, right = graded(answer, "Bergen", "Oslo")
+    assert right.value == 1.0
+    assert refused.value is None and "refuses the request: too long" in refused.reason
+
+
 def test_a_batch_is_asked_at_once_equal_answers_once_and_a_second_run_not_at_all(tmp_path: Path) -> None:
     contents = ["Oslo", "Bergen", "Oslo", "Oslo", "Bergen", *(f"town {i}" for i in range(10))]
     with scripted(lambda path, body: slowly(0.1, careful(path, body))) as server:

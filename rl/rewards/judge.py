@@ -151,10 +151,11 @@ class Judge:
         for again in (False, True):
             if not left:
                 break
-            replies, error = self._ask([body for body, _ in left.values()], again)
+            replies, gone = self._ask([body for body, _ in left.values()], again)
             for mark, said in zip(list(left), replies, strict=True):
-                if said is None:
-                    scores[mark] = Score.fault_of(error or RuntimeError("the judge refuses the request"))
+                if isinstance(said, Exception):
+                    scores[mark] = Score.fault_of(said)
+                    del left[mark]
                 elif (score := self.read(said, left[mark][1])) is None:
                     scores[mark] = Score.fault_of(ValueError(f"the judge's reply is no verdict: {said[:120]!r}"))
                 else:
@@ -162,26 +163,25 @@ class Judge:
                     del left[mark]
                     if self._cache:
                         self._cache.write(mark, said)
-            if error is not None:
+            if gone:
                 break
         return scores
 
-    def _ask(self, bodies: Sequence[dict[str, Any]], again: bool) -> tuple[list[str | None], Exception | None]:
-        """Replies in order, None where there was none, and what ended the asking, if anything did."""
+    def _ask(self, bodies: Sequence[dict[str, Any]], again: bool) -> tuple[list[str | Exception], bool]:
+        """Replies in order, or why there is none, and whether the server failed for good."""
         from posttrain.model.endpoint import Endpoint
 
         extra = {"temperature": 0.7, "seed": 1} if again else {}
-        replies: list[str | None] = [None] * len(bodies)
-        refused: Exception | None = None
+        replies: dict[int, str | Exception] = {}
+        failed: Exception = RuntimeError("the judge gave no reply")
+        gone = False
         try:
             for reply in Endpoint(self.spec, who="the judge").ask("chat/completions", [{**b, **extra} for b in bodies]):
-                if reply.refused:
-                    refused = RuntimeError(f"the judge refuses the request: {reply.refused}")
-                else:
-                    replies[reply.place] = _text(reply.body)
+                refusal = RuntimeError(f"the judge refuses the request: {reply.refused}")
+                replies[reply.place] = refusal if reply.refused else _text(reply.body)
         except PosttrainError as error:
-            return replies, TimeoutError(str(error)) if "within" in str(error) else error
-        return replies, refused
+            failed, gone = TimeoutError(str(error)) if "within" in str(error) else error, True
+        return [replies.get(place, failed) for place in range(len(bodies))], gone
 
     def read(self, reply: str, key: str) -> Score | None:
         """The score in a reply; None where it is no verdict. Thinking before it does not count."""
