@@ -163,11 +163,15 @@ class TokenSpeaker:
         prompts = [self.dialogue(episode).prompt(room) for episode, room in speaking]
         completions = self._generate(prompts, seed=seed)
         for (episode, _), completion in zip(speaking, completions, strict=True):
-            dialogue = self.dialogue(episode)
-            dialogue.take(completion)
-            told = episode.take(None if completion.truncated else completion.message)
+            self.dialogue(episode).take(completion)
+        # Environments one after another: between other work each would find the processor's caches cold.
+        replies = [
+            episode.take(None if completion.truncated else completion.message)
+            for (episode, _), completion in zip(speaking, completions, strict=True)
+        ]
+        for (episode, _), told in zip(speaking, replies, strict=True):
             if told is not None:
-                self._tell(episode, dialogue, told)
+                self._tell(episode, self.dialogue(episode), told)
         for episode, room in zip(episodes, rooms, strict=True):
             if room is not None and room <= 0:
                 episode.take(None)

@@ -48,6 +48,7 @@ PATTERNS: Mapping[str, re.Pattern[str]] = {
     ),
 }
 """Words by which a turn shows one of MTR-Bench's four patterns. The paper names the patterns; the words are ours."""
+_ANY_PATTERN = re.compile("|".join(pattern.pattern for pattern in PATTERNS.values()), re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Monitor:
 
     def _note_patterns(self, text: str) -> None:
         text = text[-LONGEST_TEXT:]
-        self._patterns.update(name for name, pattern in PATTERNS.items() if pattern.search(text))
+        if _ANY_PATTERN.search(text):  # most turns of a trained player are a bare move
+            self._patterns.update(name for name, pattern in PATTERNS.items() if pattern.search(text))
 
 
 def find_move(content: str) -> str | None:
