@@ -26,6 +26,14 @@ from posttrain.rl.environments import game_class
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "games_tiny.yaml"
 CLASSES, MINUTES, SHARE = 3, 10, 0.02
+NOTES = """\
+Start, data, both evaluations and the report are in these times. The machine was busy with other work, which lengthens
+the wall time most.
+
+Reserved instances have other seeds than those trained on. Easy games have few ways to begin (TrainPursuit eight), so an
+instance may begin as one trained on did; its later draws are others, and what is hidden in a game is told to nobody.
+TrainPursuit is played in 10 turns, not its usual 15, to keep episodes short.
+"""
 
 
 def run(seed: int, output: Path) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def text_of(runs: Mapping[int, Mapping[str, Any]], games: Mapping[str, str]) -> 
         "|---|---|---|---|",
     ]
     lines += [f"| {seed} | {one['wall']:.1f} | {one['cpu']:.1f} | {one['share']:.2%} |" for seed, one in runs.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", NOTES])
 
 
 def main() -> None:
