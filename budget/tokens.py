@@ -51,7 +51,7 @@ def budget_rule(tokenizer: Any, family: Family, *, stop_text: str | None = None)
             another marker or closes twice; or the tokenizer knows none of the family's end-of-turn tokens.
     """
     text = family.stop_thinking if stop_text is None else _completed(stop_text, family)
-    problems = list(_text_problems(text, family))
+    problems = list(stop_text_problems(text, family))
     open_ids, close_ids, stop_ids = (_encode(tokenizer, part) for part in (family.think_open, family.think_close, text))
     eos_ids = end_of_turn_ids(tokenizer, family)
     if not eos_ids:
@@ -171,7 +171,8 @@ def _completed(text: str, family: Family) -> str:
     return f"{text}{'' if text.endswith(chr(10)) else chr(10)}{family.think_close}{after}"
 
 
-def _text_problems(text: str, family: Family) -> Iterator[Problem]:
+def stop_text_problems(text: str, family: Family) -> Iterator[Problem]:
+    """What is wrong with a stop text that has to close thinking."""
     if family.think_close not in text:
         yield Problem(
             what=f"the stop-thinking text {text!r} does not contain {family.think_close!r}",

@@ -37,6 +37,8 @@ def test_without_its_manifest_a_directory_is_incomplete(tmp_path: Path) -> None:
         (lambda d: (d / "weights.bin").write_text("x" * 99), "99 bytes, 100 expected"),
         (lambda d: (d / "weights.bin").write_text("x" * 99 + "y"), "checksum differs"),
         (lambda d: (d / MANIFEST).write_text("{"), "not JSON"),
+        (lambda d: (d / MANIFEST).write_text("{}"), "it names no files"),
+        (lambda d: (d / MANIFEST).write_bytes(b"\xff\xfe"), "not JSON"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, harm: object, said: str) -> None:

@@ -202,6 +202,22 @@ def test_a_report_of_what_is_no_run(content: bytes, tmp_path: Path, capsys: pyte
     assert "no recipe of a run" in refused(capsys, "report", tmp_path)
 
 
+def test_a_run_whose_records_are_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parent / "recipes" / "chain.yaml"
+    shutil.copy(recipe, tmp_path / "recipe.yaml")
+    stage = tmp_path / "stages" / "cold_start"
+    stage.mkdir(parents=True)
+    (stage / "stage.json").write_text("{no")
+    assert f"{stage / 'stage.json'}: not JSON" in refused(capsys, "report", tmp_path)
+    (stage / "started.json").write_text("{no")
+    assert f"{stage / 'started.json'}: not JSON" in refused(capsys, "run", recipe, "--output", tmp_path)
+
+
+def test_a_stop_text_that_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parent / "recipes" / "chain.yaml"
+    assert "does not contain '</think>'" in refused(capsys, "check", recipe, "--set", "template.stop_thinking=enough")
+
+
 def test_a_shape_that_no_model_has(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "hidden_size": "many"}))

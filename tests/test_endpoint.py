@@ -185,6 +185,15 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert it.asked[0][2]["authorization"] == "Bearer secret-1"
 
 
+@pytest.mark.parametrize("data", [[1], [None], ["x"], "x", None, [{"name": "teacher"}]])
+def test_a_list_of_models_that_is_none_has_none(data: Any) -> None:
+    with scripted(lambda path, body: {}) as it:
+        it.models = []
+        one = Endpoint(spec(it.url))
+        one._once = lambda *asked: {"data": data}  # type: ignore[method-assign]
+        assert one.names() == []
+
+
 def test_the_servers_own_token_ids() -> None:
     with scripted(lambda path, body: {"tokens": [len(body["prompt"])], "count": 1}) as it:
         assert Endpoint(spec(it.url)).tokenize("seven") == [5]

@@ -366,6 +366,25 @@ def test_answers_under_other_settings_are_refused(tmp_path: Path) -> None:
             play(tmp_path, Counted(), **changed)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"), [("answers.jsonl", "rubbish\n"), ("answers.jsonl", "[1]\n"), ("settings.json", "[1]")]
+)
+def test_damaged_answers_are_named(file: str, content: str, tmp_path: Path) -> None:
+    play(tmp_path, Counted())
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(PosttrainError, match=rf"{file} is damaged"):
+        play(tmp_path, Counted())
+
+
+@pytest.mark.parametrize("content", [b"{broken\n", b"[1]\n", b"\xff\xfe", b""])
+def test_damaged_data_are_named(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POSTTRAIN_SUITES", str(tmp_path))
+    (tmp_path / "gsm_symbolic.jsonl").write_bytes(content)
+    with pytest.raises(PosttrainError, match=r"is damaged(.|\n)*make suites"):
+        get_suite("gsm-symbolic").items()
+
+
 def test_figures_have_intervals_in_all_and_by_group(tmp_path: Path) -> None:
     figures = play(tmp_path, Counted(), limit=140)
     closeness = figures["metrics"]["closeness"]

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import PosttrainError, Problem
+
 MANIFEST = "manifest.json"
 
 
@@ -42,9 +44,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+class Damaged(PosttrainError, ValueError):
+    """A file that is no JSON."""
+
+
 def read_json(path: Path) -> Any:
-    """Read JSON, or return None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Read JSON, or return None where there is no such file.
+
+    Raises:
+        Damaged: it is none. Whatever the file belongs to was not written by this module, or was changed since.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        remedy = "put back what was there, or remove what it belongs to"
+        raise Damaged(Problem(f"not JSON ({error})", str(path), remedy=remedy)) from error
 
 
 def checksum(path: Path) -> int:
@@ -70,10 +86,12 @@ def faults_of(directory: Path, *, checksums: bool = True) -> list[str]:
     """What is wrong with a sealed directory: [] when it is whole."""
     try:
         manifest = read_json(directory / MANIFEST)
-    except ValueError as error:
-        return [f"{directory / MANIFEST}: not JSON ({error})"]
+    except Damaged as error:
+        return [f"{directory / MANIFEST}: {error.problems[0].what}"]
     if manifest is None:
         return [f"{directory}: incomplete (no {MANIFEST})"]
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return [f"{directory / MANIFEST}: it names no files"]
     faults = []
     for name, entry in manifest["files"].items():
         path = directory / name

@@ -106,7 +106,8 @@ class Endpoint:
         self._check_key()
         listed = self._once("GET", f"{self.spec.endpoint}/models")
         data = listed.get("data")
-        return [str(entry["id"]) for entry in data if "id" in entry] if isinstance(data, list) else []
+        entries = data if isinstance(data, list) else []
+        return [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry]
 
     def tokenize(self, text: str) -> list[int]:
         """The server's own token ids of a text (vLLM's /tokenize), no special tokens added.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+from posttrain.budget.tokens import stop_text_problems
 from posttrain.errors import PosttrainError
 from posttrain.recipe.data_faults import data_faults
 from posttrain.recipe.demands import demand_faults, figure_names
@@ -242,6 +243,9 @@ def _whole_faults(parts: Parts, recipe: Recipe) -> Iterator[Fault]:
         for problem in error.problems:
             yield Fault(("template", "family"), problem.what, problem.why, problem.remedy)
         return
+    if recipe.template.stop_thinking is not None:
+        for problem in stop_text_problems(recipe.template.stop_thinking, family):
+            yield Fault(("template", "stop_thinking"), problem.what, problem.why, problem.remedy)
     for loc, model in models_of(parts):
         yield from _kind_faults(model, family, loc)
     yield from position_faults(recipe, _roots(parts.stages, parts.stage_names, recipe.model))

@@ -30,8 +30,23 @@ Row = dict[str, Any]
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of one data file. Raises as `present`."""
-    return [json.loads(line) for line in present(name).read_text(encoding="utf-8").splitlines()]
+    """The rows of one data file.
+
+    Raises:
+        PosttrainError: as `present`, or the file is damaged.
+    """
+    path = present(name)
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    if not found or not all(isinstance(row, dict) for row in found):
+        raise _damaged(path, "its lines are no JSON objects")
+    return found
+
+
+def _damaged(path: Path, why: str) -> PosttrainError:
+    return PosttrainError(Problem(f"{path} is damaged: {why}", remedy="run `make suites` once more"))
 
 
 def present(name: str) -> Path:

@@ -66,7 +66,7 @@ def play_suite(
         chunk: items at a time.
 
     Raises:
-        PosttrainError: the directory holds answers under other settings.
+        PosttrainError: the directory holds answers under other settings, or damaged ones.
     """
     facts = {**depends_on, "suite": suite.name, "setting": setting.name, "seed": seed, "items": len(items)}
     _same_settings(directory, facts)
@@ -74,7 +74,10 @@ def play_suite(
         advance(len(items))
         return dict(read_json(directory / "figures.json"))
     answers = directory / "answers.jsonl"
-    records = _kept(answers)
+    try:
+        records = _kept(answers)
+    except ValueError as error:
+        raise PosttrainError(Problem(f"{answers} is damaged: {error}", remedy="remove it")) from error
     if [record["id"] for record in records] != [item.id for item in items[: len(records)]]:
         raise PosttrainError(
             Problem(f"{answers} holds answers to other items", remedy="remove it, or name another output")
@@ -135,6 +138,8 @@ def _spread(counts: Sequence[int]) -> dict[str, float]:
 def _same_settings(directory: Path, facts: Mapping[str, Any]) -> None:
     path = directory / "settings.json"
     known = read_json(path)
+    if not isinstance(known, dict | None):
+        raise PosttrainError(Problem(f"{path} is damaged: no JSON object", remedy=f"remove {directory}"))
     if known is None:
         write_json(path, facts)
         return
@@ -180,14 +185,21 @@ def _record(played: Played) -> dict[str, Any]:
 
 
 def _kept(answers: Path) -> list[dict[str, Any]]:
-    """The answers that are whole. A line that a kill cut short is taken off the file."""
+    """The answers that are whole. A line that a kill cut short is taken off the file.
+
+    Raises:
+        ValueError: what is left is no JSON lines of answers.
+    """
     if not answers.exists():
         return []
     whole, _, torn = answers.read_bytes().rpartition(b"\n")
     if torn:
         with answers.open("r+b") as file:
             file.truncate(len(whole) + 1 if whole else 0)
-    return [json.loads(line) for line in whole.splitlines()]
+    records = [json.loads(line) for line in whole.splitlines()]
+    if not all(isinstance(record, dict) and "id" in record for record in records):
+        raise ValueError("its lines are no answers")
+    return records
 
 
 def _samples(suite: Suite, records: Sequence[Mapping[str, Any]]) -> str:
