@@ -81,7 +81,7 @@ def differences(folder: Path, *overrides: str, text: str = RECIPE) -> dict[str, 
     ("override", "changed"),
     [
         ("seed=1", "cold_start rl fusion student apart"),
-        ("template.stop_thinking=Enough.", "cold_start rl fusion student apart"),
+        ("template.stop_thinking=Enough.</think>", "cold_start rl fusion student apart"),
         ("model.config.hidden_size=128", "cold_start rl fusion student apart"),
         ("model.dtype=bfloat16", "cold_start rl fusion student apart"),
         # The tokenizer is trained on it, and the student takes the base model's.
@@ -187,7 +187,7 @@ def newer(spec: Any) -> Any:
 def test_a_key_that_a_later_version_adds_changes_nothing(folder: Path) -> None:
     text = RECIPE.replace("apart: {kind: tune,", "apart: {kind: tune, optimizer: {learning_rate: 0.01},")
     (folder / "recipe.yaml").write_text(text)
-    old = load_recipe(folder / "recipe.yaml", ["template.stop_thinking=Enough."]).recipe
+    old = load_recipe(folder / "recipe.yaml", ["template.stop_thinking=Enough.</think>"]).recipe
     new = old.model_copy(
         update={
             "model": newer(old.model),
