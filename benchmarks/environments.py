@@ -25,7 +25,7 @@ from posttrain.model.generation import Generator, Prompt
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.schema import ModelSpec, TrainedTokenizer
 from posttrain.rl.environments import ENVIRONMENTS
-from posttrain.rl.environments.task import GameEnvironment, MtrBench
+from posttrain.rl.environments.task import GameEnvironment, MtrBench, drawn
 from posttrain.tasks.environment import Reply
 from posttrain.templates.families import Sampling, get_family
 from posttrain.templates.parsed import ParsedMessage
@@ -80,6 +80,7 @@ def main() -> None:
     rows = list(MtrBench("all").queries(arguments.instances * 3 * len(ENVIRONMENTS), 0))
     with tempfile.TemporaryDirectory() as folder:
         speak = TokenSpeaker(generator(Path(folder), [row["prompt"][0]["content"] for row in rows[:200]]), Limits())
+    drawn.cache_clear()  # making the queries drew the same instances
     start = time.perf_counter()
     episodes = [Episode.begin(ReferencePlays(), row, Prompt(row["prompt"])) for row in rows]
     play(episodes, speak, seed=1)

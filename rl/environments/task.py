@@ -43,7 +43,7 @@ def monitor_of(row: Mapping[str, Any]) -> Monitor:
     """A fresh monitor of a row's game."""
     entry = json.loads(row["entry"])
     instance = entry["game"], entry["seed"], entry["difficulty"]
-    game = deepcopy(_drawn(*instance)) if game_class(entry["game"]).costly else _draw(*instance)
+    game = deepcopy(drawn(*instance)) if game_class(entry["game"]).costly else _draw(*instance)
     return Monitor(game, entry["max_turns"])
 
 
@@ -51,7 +51,7 @@ def _draw(game: str, seed: int, difficulty: Difficulty) -> Game:
     return game_class(game)(seed, difficulty)
 
 
-_drawn = lru_cache(maxsize=256)(_draw)  # a group's rollouts all begin with the same instance
+drawn = lru_cache(maxsize=256)(_draw)  # a group's rollouts all begin with the same instance
 
 
 class MtrBench:
