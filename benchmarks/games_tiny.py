@@ -33,6 +33,10 @@ the wall time most.
 Reserved instances have other seeds than those trained on. Easy games have few ways to begin (TrainPursuit eight), so an
 instance may begin as one trained on did; its later draws are others, and what is hidden in a game is told to nobody.
 TrainPursuit is played in 10 turns, not its usual 15, to keep episodes short.
+
+What MinMax gains hangs on what imitation leaves, which varies with the seed: in trials with 350 steps of imitation and
+70 of play it went from 0.541 to 0.866 with seed 0 and from 0.234 to 0.125 with seed 1, while the other three games
+improved as above in both.
 """
 
 
