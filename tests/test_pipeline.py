@@ -21,8 +21,8 @@ from .conftest import CHAIN, posttrain
 
 STAGES = ["cold_start", "reasoning_rl", "fusion", "student_off_policy", "student_on_policy", "student_rl"]
 
-# Each in another kind of stage: after a checkpoint, in the middle of a generation buffer (steps_per_generation is 2) that
-# dynamic sampling filled, while a checkpoint is being written, and while the data of a stage is being made.
+# Each in another kind of stage: after a checkpoint, in the middle of a generation buffer that dynamic sampling filled
+# (steps_per_generation is 2), while a checkpoint is being written, and while the data of a stage is being made.
 KILLS = [
     "cold_start/checkpoints/checkpoint-60/manifest.json",
     "reasoning_rl/checkpoints/checkpoint-3/manifest.json",
