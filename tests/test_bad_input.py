@@ -218,6 +218,12 @@ def test_a_stop_text_that_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert "does not contain '</think>'" in refused(capsys, "check", recipe, "--set", "template.stop_thinking=enough")
 
 
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "many"])
+def test_a_seed_is_a_number_that_generators_take(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parent / "recipes" / "chain.yaml"
+    assert "`seed` must be" in refused(capsys, "check", recipe, "--set", f"seed={seed}")
+
+
 def test_a_shape_that_no_model_has(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "hidden_size": "many"}))

@@ -193,6 +193,8 @@ def test_something_is_always_left_to_train_on() -> None:
 def test_a_directory_without_a_reward_model_is_named(tmp_path: Path, finished: Path) -> None:
     query = next(get_task("request").queries(1, 0))
     said = Rollout(message=plain_message("tea"))
-    for place in (tmp_path, finished / "stages" / "cold_start" / "model"):
-        score = resolve_reward("reward_model", {"model": str(place)}).batch([query], [said])[0]
-        assert score.fault and "no reward model there" in score.reason
+    with pytest.raises(PosttrainError, match="no model there"):
+        resolve_reward("reward_model", {"model": str(tmp_path)})
+    policy = finished / "stages" / "cold_start" / "model"
+    score = resolve_reward("reward_model", {"model": str(policy)}).batch([query], [said])[0]
+    assert score.fault and "no reward model there" in score.reason

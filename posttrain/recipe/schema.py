@@ -83,7 +83,7 @@ class DataSpec(Spec):
     split: str = Field(default="train", description="the split of a `dataset`")
     task: str | None = Field(default=None, description="a registered task, as arithmetic or reasoning_gym:chain_sum")
     size: int | None = Field(default=None, gt=0, description="rows to make (tasks)")
-    seed: int = Field(default=0, description="the task's seed")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="the task's seed")
     options: dict[str, Any] = Field(default_factory=dict, description="the task's own options")
     format: Literal["auto", "conversational", "prompt_completion", "queries", "preference"] = Field(
         default="auto", description="what the rows are; `auto` tells by the columns, see [Data formats](#data-formats)"
@@ -156,7 +156,7 @@ class EvaluationSpec(Spec):
         description="evaluation suites whose headline figure every stage shows, see [suites.md](suites.md)",
     )
     suite_limit: int | None = Field(default=None, gt=0, description="items of each suite, drawn once and for all")
-    seed: int = Field(default=1234, description="of all sampling in the evaluation")
+    seed: int = Field(default=1234, ge=0, lt=2**63, description="of all sampling in the evaluation")
 
 
 class EngineSpec(Spec):
@@ -205,7 +205,7 @@ class Recipe(Spec):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="the run's name; its directory is `runs/NAME` unless `--output` says otherwise",
     )
-    seed: int = Field(default=0, description="every seed of the run is drawn from it")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="every seed of the run is drawn from it")
     model: ModelSpec = Field(description="the model that the first stage starts from")
     template: TemplateSpec = Field(default_factory=TemplateSpec, description="the chat dialect")
     data: dict[str, DataSpec] = Field(min_length=1, description="the data sets, by names of your own")
