@@ -23,7 +23,10 @@ SYNONYMS = (
 
 
 class Synonym(Procedural):
-    """Another word for an adjective: any of its class but the one named. Paid by a judge that knows one of them."""
+    """Another word for an adjective: any of its class but the one named. Paid by a judge that knows one of them.
+
+    A careless answer repeats the word that was named, or is of another class.
+    """
 
     name = "synonym"
     domain = "language"
@@ -34,9 +37,11 @@ class Synonym(Procedural):
         place = rng.randrange(len(SYNONYMS))
         named, reference, other = rng.sample(SYNONYMS[place], 3)
         stray = rng.choice(SYNONYMS[(place + rng.randrange(1, len(SYNONYMS))) % len(SYNONYMS)])
+        careless = rng.choice([named, stray])
         right = [word for word in SYNONYMS[place] if word != named]
-        prompt = f"the {rng.choice(ANIMALS)} is {named} another word"
-        return Drawn(prompt, rng.choice([reference, other]), stray, answer=reference, entry={"right": right})
+        prompt = f"the {rng.choice(ANIMALS + THINGS)} is {named} another word"
+        entry = {"right": right, "named": named}
+        return Drawn(prompt, rng.choice([reference, other]), careless, answer=reference, entry=entry)
 
     def judge(self, message: ParsedMessage, query: Mapping[str, Any]) -> Verdict:
         right = entry_of(query).get("right", [query["answer"]])
@@ -54,7 +59,7 @@ class Request(Procedural):
     rewards: ClassVar[Mapping[str, Any]] = {"reward_model": 1.0}
 
     def draw(self, rng: random.Random) -> Drawn:
-        one, other = rng.choice(FOODS), rng.choice(THINGS + ANIMALS)
+        one, other = rng.sample(FOODS + THINGS + ANIMALS, 2)
         response = f"{one} and {other} please"
         slip = rng.choice([f"{one} and {other}", f"{one} please", f"give {one}"])
         return Drawn(f"ask for {one} and {other}", response, slip, entry={"items": [one, other], "rejected": slip})

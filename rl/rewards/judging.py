@@ -43,17 +43,19 @@ class Judging(Procedural):
         problem = Synonym().draw(rng)
         right = list(problem.entry["right"])
         good = rng.random() < 0.5
-        answer = rng.choice(right) if good else self._wrong(rng, right)
+        answer = rng.choice(right) if good else self._wrong(rng, right, problem.entry["named"])
         texts = {"question": problem.prompt, "reference": problem.answer, "answer": answer}
         verdict, other = VERDICTS if good else VERDICTS[::-1]
         return Drawn(prompt_of(self._template, texts, verdicts=VERDICTS)[0], verdict, other)
 
-    def _wrong(self, rng: random.Random, right: list[str]) -> str:
+    def _wrong(self, rng: random.Random, right: list[str], named: str) -> str:
         """An answer that is none: another adjective, the one that was named, several, or any words."""
-        kind = rng.randrange(5)
+        kind = rng.randrange(6)
         if kind < 3:
             return rng.choice([word for word in ADJECTIVES if word not in right])
         if kind == 3:
+            return named
+        if kind == 4:
             return " ".join(rng.sample([*right, *rng.sample(ADJECTIVES, 3)], rng.randint(2, 3)))
         return " ".join(rng.sample(WORDS, rng.randint(1, 3)))
 
