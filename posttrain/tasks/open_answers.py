@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from posttrain.tasks.procedural import ANIMALS, FOODS, THINGS, Drawn, Procedural, entry_of
+from posttrain.tasks.procedural import ANIMALS, COLORS, FOODS, THINGS, Drawn, Procedural, entry_of
 from posttrain.tasks.task import Verdict
 from posttrain.templates.parsed import ParsedMessage
 
@@ -39,7 +39,7 @@ class Synonym(Procedural):
         stray = rng.choice(SYNONYMS[(place + rng.randrange(1, len(SYNONYMS))) % len(SYNONYMS)])
         careless = rng.choice([named, stray])
         right = [word for word in SYNONYMS[place] if word != named]
-        prompt = f"the {rng.choice(ANIMALS + THINGS)} is {named} another word"
+        prompt = f"the {rng.choice(COLORS)} {rng.choice(ANIMALS + FOODS + THINGS)} is {named} another word"
         entry = {"right": right, "named": named}
         return Drawn(prompt, rng.choice([reference, other]), careless, answer=reference, entry=entry)
 
