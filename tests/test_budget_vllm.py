@@ -104,7 +104,7 @@ def stress(model: Path, **setting: Any) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_v1_keeps_every_budget_while_requests_are_preempted(model: Path) -> None:
-    result = stress(model, scenario="preemption", requests=200)
+    result = stress(model, scenario="preemption", requests=100)
     assert result["seen"]["preemptions"] > 20 and result["seen"]["struck"] > 50
     assert (result["wrong"], result["kinds"]) == (0, {})
 

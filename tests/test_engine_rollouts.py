@@ -74,10 +74,9 @@ def test_queries_that_run_out_unevenly_do_not_part_the_processes(one_process: Pa
 
 
 @launched
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_episodes_are_played_side_by_side(one_process: Path, tmp_path: Path, strategy: str) -> None:
+def test_episodes_are_played_side_by_side(one_process: Path, tmp_path: Path) -> None:
     """Sharded, both processes generate in step: one whose episodes are over goes on until the other's are too."""
-    context = prepared(one_process, tmp_path / "run", "played", engine_of(strategy))
+    context = prepared(one_process, tmp_path / "run", "played", engine_of("fsdp2"))
     launch(context)
     ours, theirs = rows(context.run.path, "played"), rows(one_process, "played")
     of_winners = {"environment/turns_when_won"}  # there where there are any

@@ -24,9 +24,7 @@ STAGES = ["cold_start", "reasoning_rl", "fusion", "student_off_policy", "student
 # Each in another kind of stage: after a checkpoint, in the middle of a generation buffer that dynamic sampling filled
 # (steps_per_generation is 2), while a checkpoint is being written, and while the data of a stage is being made.
 KILLS = [
-    "cold_start/checkpoints/checkpoint-60/manifest.json",
     "reasoning_rl/checkpoints/checkpoint-3/manifest.json",
-    "fusion/started.json",
     "fusion/checkpoints/checkpoint-80",
     "student_on_policy/checkpoints/checkpoint-2/manifest.json",
     "student_on_policy/training.json",

@@ -28,7 +28,6 @@ from .test_pipeline import kill_when_there
 RECIPE = Path(__file__).parent / "recipes" / "preferences.yaml"
 STAGES = ("cold_start", "preferred", "offline_rl", "online_rl")
 KILLS = (
-    "preferred/started.json",
     "preferred/checkpoints/checkpoint-40/manifest.json",
     "offline_rl/data/completions/chunk-00001.jsonl",
     "offline_rl/checkpoints/checkpoint-8/manifest.json",
