@@ -18,10 +18,11 @@ from posttrain.evaluation.play import Played, complete
 from posttrain.model.generation import Prompt
 from posttrain.rl.environments import verifiers as adapter
 from posttrain.rl.environments.verifiers_library import load
-from posttrain.tasks.environment import Environment, environment_for
+from posttrain.tasks.environment import Environment
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
+from tests.test_environment_adapters import begun, say
 from tests.test_multi_turn import trainer_of
 from tests.tiny_player import build, generator
 
@@ -31,17 +32,6 @@ HERE = "verifiers:tests.verifiers_environment"
 
 def rows(size: int = 9, *, split: str = "train", **arguments: Any) -> list[dict[str, Any]]:
     return list(get_task(HERE).queries(size, 1, arguments=arguments, split=split))
-
-
-def begun(row: dict[str, Any]) -> Environment:
-    environment = environment_for(row)
-    assert environment is not None
-    assert environment.reset(row) == row["prompt"][-1]["content"]
-    return environment
-
-
-def say(environment: Environment, text: str) -> Any:
-    return environment.step(parse(text, QWEN3))
 
 
 def halved(environment: Environment) -> Any:
