@@ -3,25 +3,38 @@
 A teacher whose tokenizer is not the student's cannot be compared with it entry by entry. GOLD aligns the two by the
 bytes of the text: tokens that cover the same bytes are merged, entries that both vocabularies have are compared with
 each other, all others by rank (universal logit distillation, Boizard et al., arXiv 2402.12030). The texts are the
-teacher's answers, as in `off_policy_distillation`, and with a share of `train.lmbda` the student's own.
+teacher's answers, as in `off_policy_distillation`, and with a share of `train.lmbda` the student's own, each in the
+mode of its sample and under its thinking budget.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from posttrain.distill.off_policy import OffPolicyDistillationStage
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.stage import Fault, StageContext
-from posttrain.templates.families import Kind
+from posttrain.rl.modes import ThinkingBudgets, budget_faults, deal_budgets
+from posttrain.rl.stage import enough_rows
+from posttrain.sft.stage import SftStage
+from posttrain.templates.families import Family, Kind, Mode
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from posttrain.recipe.schema import Recipe
 
+log = logging.getLogger("posttrain")
+
+LMBDA = 0.5  # TRL's own
 _ALIGNED = "the texts are aligned byte by byte, sample by sample"
+_LOSS = "GOLD's loss is its own"
 
 
 class GoldDistillationStage(OffPolicyDistillationStage):
@@ -29,13 +42,25 @@ class GoldDistillationStage(OffPolicyDistillationStage):
 
     trainer_config: ClassVar[str] = "trl.experimental.gold:GOLDConfig"
     owned_options: ClassVar[Mapping[str, str]] = {
+        **SftStage.owned_options,
         "use_uld_loss": "it is what crosses tokenizers",
         "teacher_tokenizer_name_or_path": "the stage's `teacher` brings its tokenizer",
+        "seq_kd": "the texts are the teacher's answers already",
         "packing": _ALIGNED,
         "padding_free": _ALIGNED,
+        "loss_type": _LOSS,
+        "label_smoothing_factor": _LOSS,
+        "use_liger_kernel": _LOSS,
     }
 
     kind: Literal["gold_distillation"] = "gold_distillation"  # type: ignore[assignment]
+    thinking_budgets: ThinkingBudgets | None = Field(
+        default=None, description="a share of the thinking samples stops the student's own answers at a budget"
+    )
+
+    def as_sft(self) -> SftStage:
+        # Each turn is a sample, after the history that a server would show: own answers begin there too.
+        return super().as_sft().model_copy(update={"history": "strip"})
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         yield from (fault for fault in super().faults(recipe, start_kind) if fault.loc[:1] != ("train",))
@@ -47,36 +72,143 @@ class GoldDistillationStage(OffPolicyDistillationStage):
             yield Fault(("logits",), what, remedy="remove it: GOLD asks the teacher at every step")
         if self.packing:
             yield Fault(("packing",), "GOLD does not pack", _ALIGNED, "remove it")
+        yield from self._vllm_faults()
+        yield from self._own_answer_faults()
+
+    def _vllm_faults(self) -> Iterator[Fault]:
+        asked = [key for key in self.train if key == "use_vllm" or key.startswith("vllm_")]
+        for key in asked:
+            if self.train[key] is not False:
+                yield Fault(
+                    ("train", key),
+                    "GOLD's own answers are not sampled by vLLM",
+                    "TRL's engine there knows no mode and no thinking budget of a single sample",
+                    "remove it: transformers samples them; with one tokenizer, on_policy_distillation takes use_vllm",
+                )
+
+    def _own_answer_faults(self) -> Iterator[Fault]:
+        answers_itself = self.train.get("lmbda", LMBDA) != 0
+        if answers_itself and self.train.get("temperature") == 0:
+            what = "own answers cannot be drawn at temperature 0"
+            yield Fault(("train", "temperature"), what, remedy="set it above 0, or train.lmbda to 0")
+        if self.thinking_budgets is None:
+            return
+        yield from budget_faults(self.thinking_budgets, {mode for mode, share in self.modes.items() if share > 0})
+        if not answers_itself:
+            what = "a budget stops the student's own answers, and with train.lmbda 0 there are none"
+            yield Fault(("thinking_budgets",), what, remedy="remove it, or set train.lmbda above 0")
+        if self.train.get("use_extended_uld") is False:
+            why = "which of the teacher's tokens cover what a budget forced is told by bytes, and then is not known"
+            what = "thinking budgets go with train.use_extended_uld alone"
+            yield Fault(("thinking_budgets",), what, why, "remove one of the two")
+
+    def build_data(self, context: StageContext) -> dict[str, Any]:
+        self._check_tokenizers(context)  # before the teacher's answers are paid for
+        return super().build_data(context)
+
+    def _check_tokenizers(self, context: StageContext) -> None:
+        from trl.experimental.utils import is_byte_level_tokenizer
+
+        from posttrain.model.policy import load_tokenizer
+
+        assert isinstance(context.teacher, Path)
+        student, teacher = load_tokenizer(context.start), load_tokenizer(context.teacher)
+        if student.get_vocab() == teacher.get_vocab():
+            log.warning(
+                "%s: student and teacher have one tokenizer; on_policy_distillation would compare them entry by entry",
+                context.name,
+            )
+        if self.train.get("use_extended_uld") is False:
+            return
+        for who, one in (("student", student), ("teacher", teacher)):
+            if getattr(one, "backend_tokenizer", None) is None or not is_byte_level_tokenizer(one.backend_tokenizer):
+                raise PosttrainError(
+                    Problem(
+                        f"the {who}'s tokenizer is not a byte-level one",
+                        f"stages.{context.name}",
+                        "texts are aligned by the bytes that each token covers",
+                        "set train.use_extended_uld to false: tokens are then compared place by place",
+                    )
+                )
 
     def make_trainer(self, context: StageContext, model: Any, tokenizer: Any, peft_config: Any | None) -> Any:
-        """TRL's GOLDTrainer over the teacher's answers."""
-        from datasets import Dataset
-        from trl.experimental.gold import GOLDConfig, GOLDTrainer
+        """TRL's GOLDTrainer over the teacher's answers and the student's own."""
+        from datasets import load_from_disk
+        from trl.experimental.gold import GOLDConfig
 
-        from posttrain.model.policy import load_model
+        from posttrain.distill.gold_trainer import GoldCollator, GoldTrainer
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
         assert isinstance(context.teacher, Path)
+        # A text bears its end marker, so the student's last token is one to learn, and what TRL adds to the teacher's
+        # text after it is not.
+        args = trainer_arguments(
+            GOLDConfig,
+            context,
+            self,
+            defaults={"uld_skip_student_eos": False},
+            use_uld_loss=True,
+            teacher_tokenizer_name_or_path=str(context.teacher),
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+        )
+        rows = load_from_disk(str(context.dir.data / "train"))
+        enough_rows(context.name, len(rows), args.generation_batch_size * args.world_size)
+        trainer = with_optimizer(GoldTrainer, self.optimizer)(
+            model=model,
+            teacher_model=self._load_teacher(context),
+            args=args,
+            train_dataset=self.with_modes(rows, tokenizer, context.family, context.seed),
+            data_collator=GoldCollator(tokenizer, family=context.family, room=args.max_length),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        trainer.set_rollouts(context.family, seed=context.seed)
+        return trainer
+
+    def _load_teacher(self, context: StageContext) -> Any:
+        from posttrain.model.policy import load_model
+
         spec = context.recipe.model
-        owned: dict[str, Any] = {"use_uld_loss": True, "teacher_tokenizer_name_or_path": str(context.teacher)}
-        args = trainer_arguments(GOLDConfig, context, self, **owned)
         try:
-            teacher = load_model(context.teacher, dtype=spec.dtype, attention=spec.attention)
+            teacher = load_model(str(context.teacher), dtype=spec.dtype, attention=spec.attention)
         except Exception as error:  # transformers raises what it likes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             what = f"the teacher at {context.teacher} could not be loaded: {line}"
             raise PosttrainError(Problem(what, remedy="check the stage's `teacher`")) from error
-        lines = (context.dir.data / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [{"messages": json.loads(line)["messages"]} for line in lines]
-        trainer = with_optimizer(GOLDTrainer, self.optimizer)(
-            model=model,
-            teacher_model=teacher.requires_grad_(False),
-            args=args,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=peft_config,
+        return teacher.requires_grad_(False)
+
+    def with_modes(self, rows: Dataset, tokenizer: Any, family: Family, seed: int) -> Dataset:
+        """Rows with how the student is asked where it answers itself.
+
+        Args:
+            rows: `input_ids` and `labels`, one assistant turn inside the loss.
+
+        Returns:
+            The rows with the columns `mode`, `prefix` (what asks for it behind the assistant's header; "" where a flag
+            in the text does, or nothing has to) and `thinking_budget` (-1: none).
+        """
+        from posttrain.data.tokens import IGNORED
+
+        modes: list[Mode] = []
+        for batch in rows.select_columns(["input_ids", "labels"]).iter(1000):
+            answers = [[token for token in labels if token != IGNORED] for labels in batch["labels"]]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            modes += [mode_of(text, family) for text in texts]
+        budgets = iter(deal_budgets(modes.count("thinking"), self.thinking_budgets, random.Random(seed)))
+        flagged = self._fusion() is not None
+        return (
+            rows.add_column("mode", modes)
+            .add_column("prefix", ["" if flagged else family.prefill[mode] for mode in modes])
+            .add_column("thinking_budget", [next(budgets) if mode == "thinking" else -1 for mode in modes])
         )
-        # An entry behind the tokenizer's has no text that could be aligned, and the student may sample it.
-        padding = range(len(tokenizer), model.config.get_text_config().vocab_size)
-        trainer.generation_config.suppress_tokens = list(padding) or None
-        return trainer
+
+
+def mode_of(answer: str, family: Family) -> Mode:
+    """The mode of an assistant's turn, its text after what the prompt gives; it may be cut."""
+    if len(family.modes) == 1:
+        return family.modes[0]
+    thought, closed, _ = answer.partition(family.think_close)
+    if not closed and not thought.startswith(family.think_open):
+        return "non_thinking"  # its empty block stands in the prompt
+    return "thinking" if thought.removeprefix(family.think_open).strip() else "non_thinking"

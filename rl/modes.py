@@ -7,7 +7,7 @@ A sample's row carries four columns: `prompt` (with a flag where it is asked for
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -64,7 +64,7 @@ def ask(rows: Sequence[Mapping[str, Any]], asking: Asking, family: Family, seed:
     order = random.Random(seed)
     modes = deal(len(rows), asking.modes, order)
     thinking = modes.count("thinking")
-    budgets = iter(_budgets(thinking, asking.thinking_budgets, order))
+    budgets = iter(deal_budgets(thinking, asking.thinking_budgets, order))
     flagged = asking.flags and bool(family.flags)
     bare = iter(deal(thinking, {True: asking.unflagged, False: 1.0 - asking.unflagged}, order))
     in_system = deal(len(rows), {True: asking.in_system, False: 1.0 - asking.in_system}, order)
@@ -79,7 +79,8 @@ def ask(rows: Sequence[Mapping[str, Any]], asking: Asking, family: Family, seed:
         yield {**row, "prompt": prompt, "mode": mode, "switch": switch, "thinking_budget": budget}
 
 
-def _budgets(count: int, spec: ThinkingBudgets | None, order: random.Random) -> list[int]:
+def deal_budgets(count: int, spec: ThinkingBudgets | None, order: random.Random) -> list[int]:
+    """Budgets of `count` thinking samples; -1: none."""
     if spec is None:
         return [-1] * count
     each = spec.share / len(spec.choices)
@@ -110,7 +111,12 @@ def mode_faults(asking: Asking, family: Family, kind: Kind) -> Iterator[Fault]:
     if asking.flags and not family.flags:
         yield Fault(("flags",), f"the template family {family.name!r} has no mode flags", remedy="leave flags out")
     if asking.thinking_budgets is not None:
-        if "thinking" not in modes:
-            yield Fault(("thinking_budgets",), "no sample thinks, so none can have a thinking budget")
-        if any(choice < 0 for choice in asking.thinking_budgets.choices):
-            yield Fault(("thinking_budgets", "choices"), "a thinking budget is 0 or more tokens")
+        yield from budget_faults(asking.thinking_budgets, modes)
+
+
+def budget_faults(budgets: ThinkingBudgets, modes: Collection[Mode]) -> Iterator[Fault]:
+    """Budgets that cannot be kept. `modes`: those of the samples."""
+    if "thinking" not in modes:
+        yield Fault(("thinking_budgets",), "no sample thinks, so none can have a thinking budget")
+    if any(choice < 0 for choice in budgets.choices):
+        yield Fault(("thinking_budgets", "choices"), "a thinking budget is 0 or more tokens")

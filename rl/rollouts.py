@@ -164,7 +164,7 @@ class PerSampleRollouts:
             policy = trainer.accelerator.unwrap_model(trainer.model)
             engine = self._engine.at_step(trainer.state.global_step, policy)
             return self._completed(VllmGenerator(engine, trainer._tokenizer, self.family, **settings))
-        gathered = trainer.args.ds3_gather_for_generation
+        gathered = getattr(trainer.args, "ds3_gather_for_generation", True)  # GOLD's arguments have no such choice
         with (
             unwrap_model_for_generation(
                 trainer.model_wrapped,
@@ -234,9 +234,12 @@ class PerSampleRollouts:
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
         if self.model.training:  # type: ignore[attr-defined]
-            tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
-            self.counters["train_tokens"] += int(self._summed([tokens])[0])
+            self.counters["train_tokens"] += int(self._summed([self._tokens_of(inputs)])[0])
         return inputs
+
+    def _tokens_of(self, inputs: dict[str, Any]) -> int:
+        """Tokens that a micro-step reads, prompts included."""
+        return int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:  # type: ignore[attr-defined]

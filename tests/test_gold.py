@@ -1,91 +1,336 @@
-"""Distillation across tokenizers: TRL's GOLD over a teacher's answers, with two tokenizers of different words."""
+"""Distillation across tokenizers: TRL's GOLD over a teacher's answers and own ones, with two tokenizers."""
 
 from __future__ import annotations
 
+import dataclasses
+import random
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 
-from posttrain.model.artifacts import RunDir, write_text
-from posttrain.model.policy import build_policy, load_model, load_tokenizer
-from posttrain.recipe.kinds import stage_class
-from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
-from posttrain.recipe.stage import StageContext
-from posttrain.tasks.arithmetic import Arithmetic, corpus
-from posttrain.templates.families import get_family
+from posttrain.data.tokens import IGNORED
+from posttrain.distill.gold import mode_of
+from posttrain.distill.gold_trainer import FORCED, bytes_of, ends_of
+from posttrain.errors import PosttrainError
+from posttrain.model.artifacts import RunDir
+from posttrain.model.policy import load_tokenizer
+from posttrain.templates.render import render
+from tests.gold import QWEN3, THINKS, context, conversations, models, trainer, write_data
 
-QWEN3 = get_family("qwen3")
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    "intermediate_size": 64, "initializer_range": 0.3,
-}  # fmt: skip
-TRAIN = {
-    "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "lmbda": 0.0,
-    "max_length": 128, "max_completion_length": 8, "save_strategy": "no", "report_to": "none",
-}  # fmt: skip
-
-
-def model(directory: Path, size: int, seed: int, texts: list[str]) -> None:
-    tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=size)
-    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=SHAPE, tokenizer=tokenizer)
-    build_policy(spec, QWEN3, directory, seed=seed, texts=texts)
+EMPTY = QWEN3.prefill["non_thinking"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = RunDir(tmp_path_factory.mktemp("run"))
-    model(run.base, 330, 1, list(corpus(300, 0)))
-    model(run.path / "teacher", 300, 2, ["other words, and numbers like 7 or 12, altogether"] * 50)
-    rows = []
-    for query in Arithmetic().queries(24, 0):
-        answer = {"role": "assistant", "content": query["response"], "reasoning_content": query["reasoning"]}
-        rows.append({"messages": [*query["prompt"], answer]})
-    data = run.stage("student").data
-    data.mkdir(parents=True)
-    Dataset.from_list(rows).to_json(str(data / "samples.jsonl"))
-    write_text(run.path / "done", "")
-    return run.path
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    made = RunDir(tmp_path_factory.mktemp("run"))
+    models(made)
+    write_data(made, conversations(24), QWEN3)
+    return made
 
 
-def trainer(root: Path, **train: Any) -> Any:
-    run = RunDir(root)
-    stage = stage_class("gold_distillation").model_validate(
-        {"teacher": str(root / "teacher"), "queries": {"from": "sums"}, "train": {**TRAIN, **train}}
-    )
-    recipe = Recipe(
-        name="test",
-        model=ModelSpec(path="nowhere"),
-        data={"sums": DataSpec(task="arithmetic", size=24)},
-        evaluation=EvaluationSpec(data=["sums"]),
-        engine=EngineSpec(cpu=True),
-        stages={"student": stage},
-    )
-    given: dict[str, Any] = {"recipe": recipe, "name": "student", "run": run, "dir": run.stage("student")}
-    where = StageContext(**given, start=run.base, teacher=root / "teacher", family=QWEN3, kind="hybrid", quiet=True)
-    return stage.make_trainer(where, load_model(run.base), load_tokenizer(run.base), None)
+@pytest.fixture(scope="module")
+def thinks(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    made = RunDir(tmp_path_factory.mktemp("thinks"))
+    models(made, THINKS)
+    write_data(made, conversations(24), THINKS)
+    return made
 
 
-def test_the_tokenizers_are_really_two(root: Path) -> None:
-    ours, theirs = (load_tokenizer(root / name) for name in ("base", "teacher"))
+def losses(made: Any) -> list[float]:
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+def own_answers(made: Any) -> dict[str, Any]:
+    """The first micro-step's inputs, on the way to a training step."""
+    made.model.train()
+    inputs: dict[str, Any] = made._prepare_inputs(next(iter(made.get_train_dataloader())))
+    return inputs
+
+
+def test_the_tokenizers_are_really_two(run: RunDir) -> None:
+    ours, theirs = load_tokenizer(run.base), load_tokenizer(run.path / "teacher")
     assert ours.get_vocab() != theirs.get_vocab()
     assert ours("7 c+5 =?").input_ids != theirs("7 c+5 =?").input_ids
 
 
-def test_a_student_learns_from_a_teacher_with_other_tokens(root: Path) -> None:
-    made = trainer(root)
+def test_a_student_learns_from_a_teacher_with_other_tokens(run: RunDir) -> None:
+    made = trainer(run)
     before = {name: value.clone() for name, value in made.teacher_model.state_dict().items()}
     made.train()
-    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-    assert all(loss == loss and loss > 0 for loss in losses)
-    assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
+    assert all(loss == loss and loss > 0 for loss in losses(made))
+    assert sum(losses(made)[-3:]) < 0.9 * sum(losses(made)[:3]), losses(made)
     assert all(torch.equal(value, before[name]) for name, value in made.teacher_model.state_dict().items())
+    assert made.counters["rollout_tokens"] == 0
+    assert made.counters["train_tokens"] > 0 and made.counters["teacher_tokens"] > 0 and made.flops() > 0
 
 
-def test_it_learns_on_its_own_answers_too(root: Path) -> None:
-    made = trainer(root, lmbda=1.0, max_steps=2)
+def test_it_learns_on_its_own_answers_too(run: RunDir) -> None:
+    made = trainer(run, train={"lmbda": 1.0, "max_steps": 2})
     made.train()
-    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-    assert len(losses) == 2 and all(loss == loss for loss in losses)
+    assert len(losses(made)) == 2 and all(loss == loss for loss in losses(made))
+    assert made.counters["rollout_tokens"] > 0
+
+
+def test_accumulated_micro_batches_weigh_as_much_as_one_batch(run: RunDir) -> None:
+    """The loss is a mean over samples, so the mean of two halves' means is that of the whole."""
+    plain = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    one = trainer(run, train=plain)
+    two = trainer(run, train={**plain, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    start = {name: value.clone() for name, value in one.model.state_dict().items()}
+    one.train()
+    two.train()
+    for name, value in two.model.state_dict().items():
+        moved, expected = value - start[name], one.model.state_dict()[name] - start[name]
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_tokens_are_those_of_every_other_stage(run: RunDir) -> None:
+    """A row's batch has its tokens and labels; its two texts are its text; its byte offsets are the completion's."""
+    made = trainer(run)
+    tokenizer, rows = made.processing_class, [made.train_dataset[place] for place in range(4)]
+    batch = made.data_collator(rows)
+    for place, row in enumerate(rows):
+        read = batch["attention_mask"][place].bool()
+        assert batch["input_ids"][place][read].tolist() == row["input_ids"]
+        assert batch["labels"][place][read].tolist() == row["labels"]
+        text = batch["original_completion_text"][place]
+        assert batch["original_prompt_text"][place] + text == tokenizer.decode(row["input_ids"])
+        assert text.startswith("<think>\n") and text.endswith(QWEN3.message_end)
+        for (begin, end), token in zip(batch["byte_offsets"][place][read].tolist(), row["input_ids"], strict=True):
+            assert text.encode()[begin:end].decode() in ("", tokenizer.decode([token]))
+        assert batch["byte_offsets"][place, -1, 1] == len(text.encode())
+
+
+def modal(run: RunDir) -> list[dict[str, Any]]:
+    """Conversations in both modes, dialogues among them."""
+    thinking = [row["messages"] for row in conversations(8)]
+    bare = [[{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages] for messages in thinking]
+    dialogues = [first + second for first, second in zip(thinking[:4], bare[4:], strict=True)]
+    return [{"messages": messages} for messages in [*thinking, *bare, *dialogues]]
+
+
+@pytest.mark.parametrize("supervise_empty_think", [True, False])
+def test_own_answers_are_asked_for_in_the_mode_of_their_sample(tmp_path: Path, supervise_empty_think: bool) -> None:
+    """The prompt is the one that a server makes of the conversation in that mode, for every turn of it."""
+    run = RunDir(tmp_path)
+    models(run)
+    given = modal(run)
+    write_data(run, given, QWEN3, supervise_empty_think=supervise_empty_think)
+    made = trainer(run, flags=False, train={"lmbda": 1.0})
+    expected = []
+    for row in given:
+        for place, message in enumerate(row["messages"]):
+            if message["role"] == "assistant":
+                mode: Any = "thinking" if message.get("reasoning_content") else "non_thinking"
+                before = row["messages"][:place]
+                expected.append((mode, render(before, QWEN3, mode=mode, add_generation_prompt=True)))
+    batch = made.data_collator([made.train_dataset[place] for place in range(len(expected))])
+    asked = batch["_prompts"]
+    assert [(prompt.mode, made.processing_class.decode(prompt.ids)) for prompt in asked] == expected
+    assert {prompt.mode: prompt.prefilled for prompt in asked} == {"thinking": "", "non_thinking": EMPTY}
+    inputs = own_answers(made)
+    for prompt, text, row in zip(
+        inputs["original_prompt_text"], inputs["original_completion_text"], inputs["labels"], strict=True
+    ):
+        assert prompt in {text for _, text in expected}
+        assert made.processing_class.decode(row[row != IGNORED]) == text
+
+
+def test_where_flags_ask_the_prompt_stands_as_it_is(run: RunDir) -> None:
+    """The student has to write its empty block itself, as in fusion."""
+    made = trainer(run, flags=True)
+    asked = made.data_collator([made.train_dataset[place] for place in range(8)])["_prompts"]
+    assert all(prompt.prefilled == "" for prompt in asked)
+    assert set(made.train_dataset["prefix"]) == {""}
+
+
+@pytest.mark.parametrize(
+    ("answer", "family", "mode"),
+    [
+        ("<think>\n2+2\n</think>\n\n4", QWEN3, "thinking"),
+        ("<think>\nnever close", QWEN3, "thinking"),
+        (f"{EMPTY}4", QWEN3, "non_thinking"),
+        ("4", QWEN3, "non_thinking"),
+        ("2+2\n</think>\n\n4", THINKS, "thinking"),
+    ],
+)
+def test_a_turn_tells_its_mode(answer: str, family: Any, mode: str) -> None:
+    assert mode_of(answer, family) == mode
+
+
+def test_an_own_answer_and_its_prompt_fit_in_max_length(run: RunDir) -> None:
+    made = trainer(run, train={"lmbda": 1.0, "max_length": 60, "max_completion_length": 40})
+    room = [60 - len(p.ids) for p in made.data_collator(list(made.train_dataset))["_prompts"]]
+    assert min(room) < 40 <= max(room) + 20
+    assert own_answers(made)["attention_mask"].sum(1).max() <= 60
+
+
+BUDGETED: dict[str, Any] = {
+    "modes": {"thinking": 1.0},
+    "thinking_budgets": {"share": 0.75, "choices": [0, 3]},
+    "train": {"lmbda": 1.0, "per_device_train_batch_size": 24, "max_length": 200},
+}
+
+
+def test_budgets_stop_own_answers_and_their_tokens_are_out_of_the_loss(thinks: RunDir) -> None:
+    made = trainer(thinks, THINKS, **BUDGETED)
+    assert sorted(made.train_dataset["thinking_budget"]) == [-1] * 6 + [0] * 9 + [3] * 9
+    inputs = own_answers(made)
+    forced = 0
+    for place, completion in enumerate(made._completions):
+        if completion.thinking_budget is not None:
+            assert completion.thinking_tokens <= completion.thinking_budget
+            assert completion.closed_by == "budget"
+        read = inputs["attention_mask"][place].bool()
+        assert inputs["input_ids"][place][read].tolist() == completion.prompt_ids + completion.completion_ids
+        chosen = [t for t, not_own in zip(completion.completion_ids, completion.forced, strict=True) if not not_own]
+        labels = inputs["labels"][place]
+        assert labels[labels != IGNORED].tolist() == chosen
+        forced += sum(completion.forced)
+    assert forced > 0
+    assert made._metrics["train"]["rollouts/closed_by_budget"] == [18 / 24]
+
+
+def plain_loss(inputs: dict[str, Any], theirs: dict[str, Any], ours: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """GOLD's loss over what the student chose, written down plainly: (B, T, V) logits of student and teacher.
+
+    Both texts are cut where both have a border between tokens. A piece is the product of its first token's
+    distribution and the probabilities of its later tokens; sorted, two pieces differ by their L1 distance. Pieces with
+    a token that the student did not choose do not count, nor do samples without any other piece.
+    """
+    samples = []
+    for place in range(len(ours)):
+        sides = []
+        for side, logits in ((inputs, ours), (theirs, other)):
+            begins, ends = side["byte_offsets"][place].T.tolist()
+            # The end that TRL writes behind the teacher's text covers no bytes.
+            answer = [at for at, end in enumerate(ends) if begins[at] < end]
+            sides.append((answer, ends, side["input_ids"][place], side["labels"][place], logits[place].softmax(-1)))
+        common = sorted({sides[0][1][at] for at in sides[0][0]} & {sides[1][1][at] for at in sides[1][0]})
+        pieces = []
+        for begin, end in pairwise([0, *common]):
+            merged = []
+            for answer, ends, ids, labels, probs in sides:
+                own = [at for at in answer if begin < ends[at] <= end]
+                if any(labels[at] == IGNORED for at in own):
+                    break
+                piece = probs[own[0]]
+                for at in own[1:]:
+                    piece = piece * probs[at, ids[at]]
+                merged.append(torch.nn.functional.pad(piece.sort(descending=True).values, (0, 400 - len(piece))))
+            else:
+                pieces.append((merged[0] - merged[1]).abs().sum())
+        if pieces:
+            samples.append(torch.stack(pieces).mean())
+    return torch.stack(samples).mean()
+
+
+def test_the_loss_is_over_what_the_student_chose(thinks: RunDir) -> None:
+    from trl.experimental.gold.gold_trainer import build_teacher_inputs_from_texts
+
+    made = trainer(thinks, THINKS, **BUDGETED)
+    inputs = own_answers(made)
+    inputs["labels"][0] = IGNORED  # of one sample nothing was chosen
+    inputs["byte_offsets"][0, :, 0] = torch.where(inputs["byte_offsets"][0, :, 1] > 0, FORCED, 0)
+    names = ("input_ids", "labels", "attention_mask", "byte_offsets")
+    texts = inputs["original_prompt_text"], inputs["original_completion_text"]
+    theirs = dict(zip(names, build_teacher_inputs_from_texts(made.teacher_tokenizer, *texts), strict=True))
+    generator = torch.Generator().manual_seed(0)
+    ours, other = (
+        torch.randn(*side["input_ids"].shape, len(tokenizer), generator=generator, dtype=torch.double)
+        for side, tokenizer in ((inputs, made.processing_class), (theirs, made.teacher_tokenizer))
+    )
+    ours.requires_grad_()
+    loss = made.uld_loss_fn(
+        ours, other, inputs["labels"], theirs["labels"], inputs["input_ids"], theirs["input_ids"],
+        student_byte_offsets=inputs["byte_offsets"], teacher_byte_offsets=theirs["byte_offsets"],
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, ours)
+    torch.testing.assert_close(loss, plain_loss(inputs, theirs, ours, other))
+    unchosen = inputs["labels"] == IGNORED
+    assert unchosen.any() and gradient[unchosen].abs().max() == 0
+    assert gradient[~unchosen].abs().amax(-1).gt(0).float().mean() > 0.5
+
+
+def test_bytes_that_are_no_text_are_counted_as_they_are_decoded(run: RunDir) -> None:
+    """An own answer may hold half a character, which the text that the teacher reads has as U+FFFD."""
+    tokenizer = load_tokenizer(run.base)
+    pieces = bytes_of(tokenizer)
+    text = "Füße, 3 € und 🙂 <think>"
+    ids = tokenizer(text).input_ids
+    assert list(ends_of([pieces[token] for token in ids])) == list(accumulate(len(pieces[token]) for token in ids))
+    assert b"".join(pieces[token] for token in ids) == text.encode()
+    draw = random.Random(0)
+    for _ in range(200):
+        ids = [draw.randrange(len(tokenizer)) for _ in range(12)]
+        ends = list(ends_of([pieces[token] for token in ids]))
+        assert ends[-1] == len(tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode())
+        assert ends == sorted(ends)
+
+
+def test_the_padding_of_a_vocabulary_has_no_probability(run: RunDir) -> None:
+    made = trainer(run)
+    entries = len(made.processing_class)
+    seen: list[int] = []
+    made.uld_loss_fn._compute_distillation_loss = lambda ours, theirs, *_, **__: seen.extend([ours.shape[-1]]) or ours
+    made.uld_loss_fn(torch.zeros(1, 4, entries + 7), torch.zeros(1, 4, 400), None, None, None, None)
+    assert seen == [entries]
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "said"),
+    [
+        ({"train": {"use_vllm": True}}, ("train", "use_vllm"), "not sampled by vLLM"),
+        ({"train": {"vllm_mode": "server"}}, ("train", "vllm_mode"), "not sampled by vLLM"),
+        ({"train": {"lmbda": 0.5, "temperature": 0}}, ("train", "temperature"), "temperature 0"),
+        ({"thinking_budgets": {"share": 1, "choices": [4]}}, ("thinking_budgets",), "lmbda 0 there are none"),
+        (
+            {"thinking_budgets": {"share": 1, "choices": [4]}, "modes": {"non_thinking": 1}, "train": {"lmbda": 1}},
+            ("thinking_budgets",),
+            "no sample thinks",
+        ),
+        (
+            {"thinking_budgets": {"share": 1, "choices": [4]}, "train": {"lmbda": 1, "use_extended_uld": False}},
+            ("thinking_budgets",),
+            "use_extended_uld alone",
+        ),
+        ({"logits": {}}, ("logits",), "cannot be stored"),
+    ],
+)
+def test_what_gold_cannot_do_is_refused(run: RunDir, options: Any, place: tuple[str, ...], said: str) -> None:
+    where = context(run, **options)
+    faults = list(where.recipe.stages["student"].faults(where.recipe, "hybrid"))
+    assert [fault.loc for fault in faults] == [place] and said in faults[0].what
+    assert faults[0].remedy or "think" in faults[0].what
+
+
+def test_what_gold_can_do_is_not_refused(run: RunDir) -> None:
+    budgets = {"thinking_budgets": {"share": 1, "choices": [4]}, "train": {"lmbda": 0.5, "use_vllm": False}}
+    for options in ({}, budgets):
+        where = context(run, **options)
+        assert not list(where.recipe.stages["student"].faults(where.recipe, "hybrid"))
+
+
+def test_too_few_rows_for_one_step_are_refused(run: RunDir) -> None:
+    with pytest.raises(PosttrainError, match="24 queries do not fill one generation batch of 32"):
+        trainer(run, train={"per_device_train_batch_size": 32})
+
+
+def test_a_tokenizer_without_bytes_is_refused_before_the_teacher_answers(run: RunDir, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"one": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="one").save_pretrained(tmp_path / "teacher")
+    for options, refused in (({}, True), ({"train": {"use_extended_uld": False}}, False)):
+        where = dataclasses.replace(context(run, **options), teacher=tmp_path / "teacher")
+        stage: Any = where.recipe.stages["student"]
+        if refused:
+            with pytest.raises(PosttrainError, match="teacher's tokenizer is not a byte-level one"):
+                stage.build_data(where)
+        else:
+            stage._check_tokenizers(where)
