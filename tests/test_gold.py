@@ -274,10 +274,17 @@ def test_bytes_that_are_no_text_are_counted_as_they_are_decoded(run: RunDir) -> 
 def test_the_padding_of_a_vocabulary_has_no_probability(run: RunDir) -> None:
     made = trainer(run)
     entries = len(made.processing_class)
-    seen: list[int] = []
-    made.uld_loss_fn._compute_distillation_loss = lambda ours, theirs, *_, **__: seen.extend([ours.shape[-1]]) or ours
-    made.uld_loss_fn(torch.zeros(1, 4, entries + 7), torch.zeros(1, 4, 400), None, None, None, None)
-    assert seen == [entries]
+    batch = made.data_collator([made.train_dataset[0]])
+    ids, labels, offsets = batch["input_ids"], batch["labels"], batch["byte_offsets"]
+    logits = torch.randn(1, ids.shape[1], entries + 7, generator=torch.Generator().manual_seed(0))
+    other = logits[..., : len(made.teacher_tokenizer)]
+
+    def loss(ours: torch.Tensor) -> torch.Tensor:
+        told = {"student_byte_offsets": offsets, "teacher_byte_offsets": offsets}
+        found: torch.Tensor = made.uld_loss_fn(ours, other, labels, labels, ids, ids, **told)
+        return found
+
+    assert loss(logits) == loss(logits[..., :entries]) > 0
 
 
 @pytest.mark.parametrize(
@@ -309,7 +316,8 @@ def test_what_gold_cannot_do_is_refused(run: RunDir, options: Any, place: tuple[
 
 def test_what_gold_can_do_is_not_refused(run: RunDir) -> None:
     budgets = {"thinking_budgets": {"share": 1, "choices": [4]}, "train": {"lmbda": 0.5, "use_vllm": False}}
-    for options in ({}, budgets):
+    allowed: list[dict[str, Any]] = [{}, budgets]
+    for options in allowed:
         where = context(run, **options)
         assert not list(where.recipe.stages["student"].faults(where.recipe, "hybrid"))
 
@@ -326,11 +334,9 @@ def test_a_tokenizer_without_bytes_is_refused_before_the_teacher_answers(run: Ru
     words = Tokenizer(models.WordLevel({"one": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="one").save_pretrained(tmp_path / "teacher")
-    for options, refused in (({}, True), ({"train": {"use_extended_uld": False}}, False)):
-        where = dataclasses.replace(context(run, **options), teacher=tmp_path / "teacher")
-        stage: Any = where.recipe.stages["student"]
-        if refused:
-            with pytest.raises(PosttrainError, match="teacher's tokenizer is not a byte-level one"):
-                stage.build_data(where)
-        else:
-            stage._check_tokenizers(where)
+    where = dataclasses.replace(context(run), teacher=tmp_path / "teacher")
+    with pytest.raises(PosttrainError, match="teacher's tokenizer is not a byte-level one"):
+        where.recipe.stages["student"].build_data(where)
+    where = dataclasses.replace(context(run, train={"use_extended_uld": False}), teacher=tmp_path / "teacher")
+    stage: Any = where.recipe.stages["student"]
+    stage._check_tokenizers(where)
