@@ -8,7 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# What is imported is compiled when it is imported: of what torch and vLLM bring, that is a small part.
+PIP := $(BIN)/pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
 BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache served_teacher general_rl_tiny reference_scorers rollouts games games_tiny environments
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from trl import DistillationTrainer
 
 from posttrain.distill.cached_trainer import stored_divergence
 from posttrain.distill.divergence import divergence
 from posttrain.distill.heads import whole_head
 from posttrain.distill.schedule import StoredAnswers
 from posttrain.distill.tiles import Projection
+from posttrain.model.trl_trainers import DistillationTrainer
 from posttrain.rl.health import Health, Watch
 from posttrain.rl.resume import ResumableRollouts
 from posttrain.rl.rollouts import PerSampleRollouts, size_outside_embeddings

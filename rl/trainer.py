@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl import GRPOTrainer
-
+from posttrain.model.trl_trainers import GRPOTrainer
 from posttrain.rl.advantage_rows import RowsWithAdvantage
 from posttrain.rl.filled_batches import FilledBatches
 from posttrain.rl.policy_health import WatchedPolicy

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from posttrain.evaluation.suites.data import offer_nltk
+
+from . import warm
 
 CHAIN = Path(__file__).parent / "recipes" / "chain.yaml"
 
@@ -40,15 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "posttrain", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return warm.finish([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of tests/recipes/chain.yaml, uninterrupted. Do not change it: copy it."""
-    directory = tmp_path_factory.mktemp("chain") / "run"
-    done = posttrain("run", CHAIN, "--output", directory)
-    assert done.returncode == 0, done.stderr
+    """A run of tests/recipes/chain.yaml, uninterrupted, one for all of pytest's workers. Do not change it: copy it."""
+    root = tmp_path_factory.getbasetemp()
+    directory = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "chain"
+    with FileLock(directory.with_suffix(".lock")):
+        if not (directory / "report.html").exists():
+            done = posttrain("run", CHAIN, "--output", directory)
+            assert done.returncode == 0, done.stderr
     return directory

@@ -7,8 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 from posttrain.model.artifacts import MANIFEST, seal, write_text
 from posttrain.run.train import newest_whole_checkpoint
 
+from . import warm
 from .conftest import CHAIN, posttrain
 
 STAGES = ["cold_start", "reasoning_rl", "fusion", "student_off_policy", "student_on_policy", "student_rl"]
@@ -31,23 +30,24 @@ KILLS = [
 ]
 
 
-def kill_when_there(command: list[str], path: Path) -> None:
+def kill_when_there(arguments: list[str], path: Path, output: Path) -> None:
     """Start the command, and kill -9 it as soon as the path exists."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = warm.start(arguments, output)
+    assert process.pid is not None
     while not path.exists():
-        assert process.poll() is None, f"the run ended before {path} was there"
+        assert process.is_alive(), f"the run ended before {path} was there"
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
 
 
-@pytest.mark.timeout(900)  # a process for every kill, each of which imports everything anew
+@pytest.mark.timeout(900)  # a process for every kill
 def test_killed_at_any_moment_ends_in_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    command = [sys.executable, "-m", "posttrain", "run", str(CHAIN), "--output", str(directory)]
+    command = ["run", str(CHAIN), "--output", str(directory)]
     for place in KILLS:
-        kill_when_there(command, directory / "stages" / place)
-    last = posttrain(*command[3:])
+        kill_when_there(command, directory / "stages" / place, tmp_path)
+    last = posttrain(*command)
     assert last.returncode == 0, last.stderr
     assert "cold_start: finished already" in last.stderr and "fusion: finished already" in last.stderr
     for stage in STAGES:

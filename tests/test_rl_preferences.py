@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,10 @@ def evaluation(run: Path, stage: str) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    command = [sys.executable, "-m", "posttrain", "run", str(RECIPE), "--output", str(directory), "--quiet"]
+    command = ["run", str(RECIPE), "--output", str(directory), "--quiet"]
     for place in KILLS:
-        kill_when_there(command, directory / "stages" / place)
-    last = posttrain(*command[3:])
+        kill_when_there(command, directory / "stages" / place, tmp_path)
+    last = posttrain(*command)
     assert last.returncode == 0, last.stderr
     for stage in STAGES:
         ours, theirs = (run / "stages" / stage for run in (directory, finished))

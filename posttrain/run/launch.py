@@ -99,7 +99,7 @@ def threads(engine: EngineSpec) -> int:
 def launch_environment(engine: EngineSpec, directory: Path) -> dict[str, str]:
     """The environment of the launched processes."""
     environment = {**os.environ, REFUSALS: str(directory)}
-    # DeepSpeed builds its communication on first use, with the ninja that is installed beside this python.
+    # What DeepSpeed builds on first use, it builds with the ninja that is installed beside this python.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on speed, once a process
     if engine.cpu:

@@ -231,6 +231,8 @@ def main() -> None:
 
     run = RunDir(arguments.run)
     recipe = load_recipe(run.recipe).recipe
+    if recipe.engine.cpu and recipe.engine.strategy.startswith("zero"):
+        _build_nothing()
     try:
         train_stage(context_of(recipe, run, arguments.stage, quiet=arguments.quiet), root_spec(recipe, arguments.stage))
     except PosttrainError as error:
@@ -242,6 +244,17 @@ def main() -> None:
         _tell(PosttrainError(problem))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         leave()
+
+
+def _build_nothing() -> None:
+    """Keep DeepSpeed from compiling an operator for shared memory, at its first use on a CPU, that no training calls.
+
+    It takes a minute and needs a C++ compiler; only tensor-parallel inference reduces through it
+    (`deepspeed.comm.torch.TorchBackend.inference_all_reduce`).
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _tell(error: PosttrainError) -> NoReturn:
