@@ -46,7 +46,9 @@ class PassRate(Spec):
 class QuerySources(Spec):
     """Where queries come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True, validate_by_name=True
+    )
 
     from_: str | list[str] | dict[str, float] = Field(
         alias="from", description="a name under `data:`, several, or several with weights"

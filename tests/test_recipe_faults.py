@@ -438,6 +438,7 @@ def test_a_problem_says_what_why_and_what_to_do(folder: Path) -> None:
         (b"name: x\n---\nname: y\n", "recipe.yaml:2: not YAML: expected a single document"),
         (b"name: x\nseed: " + b"[" * 200_000, "recipe.yaml:2: nested too deep"),
         (b"- " * 3000, "recipe.yaml:1: nested too deep"),
+        (b"name: x\nmodel:\n\tpath: y\n", "recipe.yaml:3: (.|\n)*indent with spaces: YAML knows no tabs"),
     ],
 )
 def test_a_file_that_is_no_recipe(folder: Path, content: bytes, words: str) -> None:
@@ -471,6 +472,14 @@ def test_aliases_do_not_explode(folder: Path) -> None:
         ("stages.cold_start.data=row", "there is no `row` under `data:`"),
         ("evaluation.data.1=rows", "`evaluation.data` is a list of 1: '1' is no place in it"),
         ("evaluation.data.0=rows", "`rows` sets no rows aside"),
+        ("data.chains.reserve=1001", "1001 rows cannot be reserved of 1000"),
+        ("evaluation.sampling={thinking: {temperature: .nan}}", "`.*temperature` must be a finite number"),
+        ("stages.rl.exclude_queries_of=[base]", "there is no stage `base`"),
+        ("stages.cold_start.train.learning_rate=.nan", "`learning_rate` must be a finite number, not nan"),
+        ("stages.cold_start.train.max_length=0", "`max_length` must be at least 1, not 0"),
+        ("stages.cold_start.train.max_steps=0", "`max_steps` must be at least 1, or -1 for `num_train_epochs`"),
+        ("stages.rl.train.top_p=2", "`top_p` must be at most 1, not 2"),
+        ("model.config.hidden_size=0", "`hidden_size` must be at least 1, not 0"),
         ("name.first=x", "`name` is the text 'tiny': nothing can be set below it"),
         ("seed", "not of the form KEY=VALUE"),
         ("seed=[", "not YAML"),

@@ -205,7 +205,11 @@ TEXTS = st.one_of(
 
 
 @settings(deadline=None, max_examples=50)
-@given(text=TEXTS, share=st.floats(allow_nan=False), values=st.dictionaries(TEXTS, TEXTS | st.floats() | st.booleans()))
+@given(
+    text=TEXTS,
+    share=st.floats(allow_nan=False, allow_infinity=False),
+    values=st.dictionaries(TEXTS, TEXTS | st.floats() | st.booleans()),
+)
 def test_whatever_stands_in_a_recipe_comes_back(text: str, share: float, values: dict[str, Any]) -> None:
     """dump, then parse, is the identity: for text that looks like something else, and for every float."""
     stage = Tune(kind="tune", text=text, share=share, train=values)

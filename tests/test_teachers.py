@@ -107,7 +107,7 @@ def test_every_query_is_asked_of_its_own_teacher(tmp_path: Path) -> None:
         by_task = {"exact": {"endpoint": second.url, "model": "small"}}
         recipe = loaded(tmp_path, {"by_task": by_task, "default": {"endpoint": first.url, "model": "big"}})
         run = RunDir(tmp_path / "run")
-        prepare(recipe, run, tmp_path, quiet=True)
+        prepare(recipe, run, tmp_path)
         context = context_of(recipe, run, "student", quiet=True)
         stage = recipe.stages["student"]
         stage.check_outside(context)
@@ -128,7 +128,7 @@ def test_a_query_without_a_teacher_is_told_before_any_is_asked(tmp_path: Path) -
     with scripted(lambda path, body: said("x")) as it:
         recipe = loaded(tmp_path, {"by_task": {"arithmetic": {"endpoint": it.url, "model": "teacher"}}})
         run = RunDir(tmp_path / "run")
-        prepare(recipe, run, tmp_path, quiet=True)
+        prepare(recipe, run, tmp_path)
         with pytest.raises(PosttrainError, match="3 of task `exact`"):
             recipe.stages["student"].build_data(context_of(recipe, run, "student", quiet=True))
 

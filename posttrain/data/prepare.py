@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from posttrain.data.decontamination import decontaminate
 from posttrain.data.reserve import reserve
 from posttrain.data.sources import LoadCounts, load
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
+from posttrain.model.artifacts import RunDir, is_made_from, seal, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,19 +20,21 @@ if TYPE_CHECKING:
     from posttrain.recipe.schema import Recipe
 
 
-def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
-    """Make the data sets of a recipe that are not there yet.
+def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mapping[str, Any] | None = None) -> None:
+    """Make the data sets of a recipe that are not there yet, or were made from something else.
 
     All reserved rows are chosen first: a row of one data set may be too close to a reserved row of another.
 
     Args:
         base_dir: where relative paths of the recipe begin.
+        sources: what each data set is made from, as its manifest is to say.
 
     Raises:
         PosttrainError: a data set cannot be read, has bad rows, or is to reserve conversations or more problems than it
             has.
     """
-    missing = [name for name in recipe.data if not is_complete(run.data(name))]
+    sources = sources or {}
+    missing = [name for name in recipe.data if not is_made_from(run.data(name), sources.get(name))]
     with tempfile.TemporaryDirectory() as scratch:
         training: dict[str, tuple[Dataset, LoadCounts]] = {}
         for name in missing:
@@ -46,6 +49,7 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
         everything = [row for name in recipe.data if recipe.data[name].reserve for row in reserved_rows(run, name)]
         for name, (rest, counts) in training.items():
             _keep(recipe, run, name, rest, counts, everything)
+            seal(run.data(name), made_from=sources.get(name))
 
 
 def no_queries(name: str) -> Problem:
@@ -91,7 +95,6 @@ def _keep(recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCou
         "for_training": len(kept),
     }
     write_json(directory / "funnel.json", facts)
-    seal(directory)
 
 
 def _trained_on(recipe: Recipe) -> set[str]:

@@ -109,6 +109,14 @@ def is_complete(directory: Path) -> bool:
     return (directory / MANIFEST).exists() and not faults_of(directory, checksums=False)
 
 
+def is_made_from(directory: Path, source: Any) -> bool:
+    """Whether a sealed directory stands there that `seal(directory, made_from=source)` declared complete.
+
+    One whose manifest does not say what it was made from counts as made from anything.
+    """
+    return is_complete(directory) and read_json(directory / MANIFEST).get("made_from", source) == source
+
+
 @dataclass(frozen=True)
 class StageDir:
     """The artefacts of one stage."""
@@ -153,8 +161,24 @@ class StageDir:
         """started.json: the fingerprint of the recipe under which the stage was begun."""
         return self.path / "started.json"
 
+    @property
+    def start(self) -> Path:
+        """The model that the stage starts from, where that is one of its own."""
+        return self.path / "start"
+
     def clear(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what the stage made; the model that it starts from stays.
+
+        A clearing that is killed leaves nothing that a later run would take for a stage of another recipe: the record
+        goes first, and what the stage was begun with last.
+        """
+        self.record.unlink(missing_ok=True)
+        for path in sorted(self.path.glob("*")):
+            if path.is_dir() and path != self.start:
+                shutil.rmtree(path)
+            elif path.is_file() and path != self.started:
+                path.unlink()
+        self.started.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ def data_faults(name: str, spec: DataSpec) -> Iterator[Fault]:
     if spec.task is None and spec.size is not None:
         what = "`size` is how many rows a task makes, and this is no task"
         yield Fault((*here, "size"), what, remedy="write `limit:` for the rows taken")
+    most = min((rows for rows in (spec.size, spec.limit) if rows is not None), default=spec.reserve)
+    if spec.reserve > most:
+        yield Fault((*here, "reserve"), f"{spec.reserve} rows cannot be reserved of {most}", remedy="reserve fewer")
     if spec.path is not None and spec.options:
         yield Fault((*here, "options"), "a file takes no `options`", remedy="remove them")
     if spec.reserve and spec.format in ("conversational", "prompt_completion"):

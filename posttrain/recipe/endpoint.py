@@ -15,7 +15,7 @@ CARRIER = ("endpoint", "api_key_env", "concurrency", "timeout", "patience")
 class EndpointSpec(BaseModel):
     """A model behind an OpenAI-compatible server (vLLM's, `posttrain serve`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     endpoint: str = Field(description="the server's base URL, as http://127.0.0.1:8000/v1")
     model: str = Field(min_length=1, description="the name under which the server has the model")

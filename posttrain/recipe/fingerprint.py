@@ -1,4 +1,4 @@
-"""The resolved recipe as text, and what a stage's result depends on.
+"""The resolved recipe as text, and what the result of a stage, a data set and a starting model depend on.
 
 A finished stage is kept as long as its fingerprint is the same. What belongs to it, and what does not:
 
@@ -99,10 +99,41 @@ def recipe_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
         "options": {**stages[name], "starts_from": origins[name]},
         "stages": {other: {**stages[other], "starts_from": origins[other]} for other in stages if other != name},
         "models": {key: _model(spec) for key, spec in models.items()},
-        "data": {data: _with_content(_plain(recipe.data[data]), "path", "dataset") for data in sorted(used)},
+        "data": _data(recipe, used),
     }
+    return _canonical(fingerprint)
+
+
+def data_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What a run's data set is made from: its description with the content of its files, the recipe's seed, and the
+    data sets whose reserved rows its own must keep away from."""
+    used = {name}
+    if recipe.data[name].decontaminate != "off":
+        used |= {other for other, spec in recipe.data.items() if spec.reserve}
+    return _canonical({"seed": recipe.seed, "data": _data(recipe, used)})
+
+
+def model_fingerprint(recipe: Recipe, spec: ModelSpec) -> dict[str, Any]:
+    """What a run's starting model is made from: its description, the template, and the texts of its tokenizer."""
+    made: dict[str, Any] = {"seed": recipe.seed, "template": _plain(recipe.template), "model": _model(spec)}
+    if isinstance(spec.tokenizer, TrainedTokenizer):
+        made["texts"] = {name: data_fingerprint(recipe, name) for name in spec.tokenizer.train_on}
+    if _borrows_tokenizer(spec):
+        made["base"] = model_fingerprint(recipe, recipe.model)
+    return _canonical(made)
+
+
+def _borrows_tokenizer(spec: ModelSpec) -> bool:
+    return spec.tokenizer is None and spec.architecture is not None
+
+
+def _canonical(fingerprint: dict[str, Any]) -> dict[str, Any]:
     canonical: dict[str, Any] = json.loads(json.dumps(fingerprint, sort_keys=True))
     return canonical
+
+
+def _data(recipe: Recipe, names: set[str]) -> dict[str, Any]:
+    return {name: _with_content(_plain(recipe.data[name]), "path", "dataset") for name in sorted(names)}
 
 
 def _origin_text(recipe: Recipe, name: str) -> str:
@@ -152,11 +183,7 @@ def _models(recipe: Recipe, chain: set[str]) -> dict[str, ModelSpec]:
         if origin[0] == "model":
             models[name] = origin[1]
         base_used = any(other == "base" for _, other in recipe.stages[name].stage_references())
-        if (
-            origin[0] == "base"
-            or base_used
-            or (origin[0] == "model" and origin[1].tokenizer is None and origin[1].architecture)
-        ):
+        if origin[0] == "base" or base_used or (origin[0] == "model" and _borrows_tokenizer(origin[1])):
             models["base"] = recipe.model
     return models
 

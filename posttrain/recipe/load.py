@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,20 @@ class LoadedRecipe:
         faults: list[Fault] = []
         for name, spec in self.recipe.data.items():
             faults += task_option_faults(name, spec) if spec.task is not None else []
-        for name, stage in self.recipe.stages.items():
-            faults += real_config_faults(stage, self.recipe.engine.processes, ("stages", name, "train"))
+        self._check(faults, self.recipe.stages)
+
+    def check_trainers(self, stages: Iterable[str]) -> None:
+        """Build the configurations of these stages' trainers: what one refuses would else be told when its turn comes.
+
+        Raises:
+            PosttrainError: one of them refuses.
+        """
+        self._check([], stages)
+
+    def _check(self, faults: list[Fault], stages: Iterable[str]) -> None:
+        for name in stages:
+            loc = ("stages", name, "train")
+            faults = [*faults, *real_config_faults(self.recipe.stages[name], self.recipe.engine.processes, loc)]
         if faults:
             raise PosttrainError(sorted(self.places.problems(faults), key=_in_order))
 

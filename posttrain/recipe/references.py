@@ -175,7 +175,8 @@ def _stage_reference_faults(parts: Parts, name: str, stage: Stage) -> Iterator[F
             what = f"stage `{other}` leaves no policy, but a model of kind {parts.stages[other].kind}"
             yield Fault((*here, key, *place), what, remedy="name a stage that leaves a policy")
     for loc, other in stage.stage_references():
-        yield from _earlier_faults(parts, name, other, (*here, *loc), extra=[BASE])
+        samples = loc[-1] in ("from", "model")  # the base model answers; it has asked nothing
+        yield from _earlier_faults(parts, name, other, (*here, *loc), extra=[BASE] if samples else [])
     for loc, data in stage.data_references():
         yield from _data_faults(parts, data, (*here, *loc))
 

@@ -220,7 +220,7 @@ def parse_yaml(text: str, name: str) -> Source:
         _refuse_depth(text, name)
         return Source(name, yaml.compose(text, CoreLoader))
     except yaml.MarkedYAMLError as error:
-        raise PosttrainError(_syntax_problem(error, name)) from None
+        raise PosttrainError(_syntax_problem(error, text, name)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise PosttrainError(
@@ -238,12 +238,15 @@ def _refuse_depth(text: str, name: str) -> None:
             raise PosttrainError(Problem("nested too deep to be a recipe", f"{name}:{event.start_mark.line + 1}"))
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str, name: str) -> Problem:
     said = ", ".join(part for part in (error.context, error.problem) if part)
     # Where a quote or a bracket is left open, the place it was opened at helps, not the file's end.
     opened = any(word in said for word in ("quoted scalar", "flow sequence", "flow mapping"))
     mark = (error.context_mark if opened else None) or error.problem_mark or error.context_mark
-    remedy = next((hint for part, hint in HINTS if part in said), "")
+    # libyaml says the same of a tab as of an @: what stands there tells.
+    lines = text.split("\n")
+    here = lines[mark.line][mark.column :] if mark is not None and mark.line < len(lines) else ""
+    remedy = next((hint for part, hint in HINTS if part in said or (part == "tab character" and here[:1] == "\t")), "")
     where = f"{name}:{mark.line + 1}" if mark is not None else name
     column = f" (column {mark.column + 1})" if mark is not None else ""
     return Problem(f"not YAML: {said}{column}", where, remedy=remedy)
@@ -259,7 +262,7 @@ def read_source(path: Path) -> Source:
         content = path.read_bytes()
     except FileNotFoundError:
         beside = [found.name for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = nearest(path.name, beside)
+        near = nearest(path.name, [name for name in beside if name != path.name])  # itself: a link to nowhere
         remedy = f"did you mean {path.parent / near}?" if near else "check the path"
         raise PosttrainError(Problem(f"there is no recipe {path}", remedy=remedy)) from None
     except OSError as error:

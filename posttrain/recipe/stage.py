@@ -35,7 +35,7 @@ class Fault:
 class Optimizer(BaseModel):
     """`muon`: Muon on the matrices inside the blocks, AdamW (the trainer's own settings) on the rest."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["muon"] = Field(default="muon", description="the one there is")
     learning_rate: float = Field(gt=0.0, description="Muon's, for the matrices; AdamW's is train.learning_rate")
@@ -81,7 +81,7 @@ class StageContext:
 class Stage(BaseModel):
     """Options that every kind of stage has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
     trainer_config: ClassVar[str] = ""
     """`module:Class` of the config class that `train:` is checked against."""

@@ -15,7 +15,7 @@ OneTeacher = str | EndpointSpec
 class Teachers(BaseModel):
     """Several teachers. A query's teacher is the one of its data set, else the one of its task, else the default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     by_data: dict[str, OneTeacher] = Field(default_factory=dict, description="teachers by name under `data:`")
     by_task: dict[str, OneTeacher] = Field(

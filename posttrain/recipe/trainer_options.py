@@ -6,6 +6,7 @@ They are not declared again here: names, types and choices are read from the ins
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -42,14 +43,15 @@ LORA_OURS = {
     "the adapter is a LoRA that is trained": "peft_type inference_mode auto_mapping peft_version",
 }
 AT_LEAST = {
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 0,
-    "num_train_epochs": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "r": 1,
+    1: (
+        "per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations r max_length "
+        "max_completion_length hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "head_dim vocab_size max_position_embeddings"
+    ),
+    0: "learning_rate num_train_epochs weight_decay max_grad_norm temperature top_p beta",
 }
+LOWEST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
+ENDLESS = ("max_grad_norm",)  # infinite: nothing is clipped
 LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
 # Taken by transformers' base configuration through keyword arguments, and so among no class's fields.
 CONFIG_KEYWORDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
@@ -176,8 +178,21 @@ def _value_faults(option: OptionField, value: Any, loc: Loc) -> Iterator[Fault]:
         if not remedy and isinstance(value, str) and (near := nearest(value, choices_of(option))):
             remedy = f"did you mean `{near}`?"
         yield Fault(loc, f"`{option.name}` must be {either(expected)}, not {describe(value)}", remedy=remedy)
-    elif option.name in AT_LEAST and isinstance(value, int | float) and value < AT_LEAST[option.name]:
-        yield Fault(loc, f"`{option.name}` must be at least {AT_LEAST[option.name]}, not {value}")
+    elif isinstance(value, int | float) and (bound := _bound(option.name, value)):
+        yield Fault(loc, f"`{option.name}` must be {bound}, not {value}")
+
+
+def _bound(name: str, value: float) -> str:
+    """What a number has to be, where it is not: libraries take any, and train on nothing, or on nonsense."""
+    if math.isnan(value) or (math.isinf(value) and name not in ENDLESS):
+        return "a finite number"
+    if value < LOWEST.get(name, value):
+        return f"at least {LOWEST[name]}"
+    if name == "top_p" and value > 1:
+        return "at most 1"
+    if name == "max_steps" and value < 1 and value != -1:
+        return "at least 1, or -1 for `num_train_epochs`"
+    return ""
 
 
 def _reporter_faults(report_to: Any, loc: Loc) -> Iterator[Fault]:
@@ -216,10 +231,21 @@ def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")
         try:
-            counted(**{**stage.train, "output_dir": directory, "use_cpu": True, "report_to": "none"})
+            made = counted(**{**stage.train, "output_dir": directory, "use_cpu": True, "report_to": "none"})
+            _try_scheduler(made)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             named = [option for option in stage.train if option in said]
             place = (*loc, named[0]) if named else loc
             return [Fault(place, f"{name} refuses these options: {said}")]
     return []
+
+
+def _try_scheduler(config: Any) -> None:
+    """Make the schedule of the learning rate: which options one takes, and needs, only its function knows."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    options = config.lr_scheduler_kwargs
+    get_scheduler(config.lr_scheduler_type, optimizer, 1, 1_000_000, scheduler_specific_kwargs=options)

@@ -26,7 +26,7 @@ def start_directory(recipe: Recipe, run: RunDir, name: str) -> Path:
     origin = start_of(recipe, name)
     if origin[0] == "stage":
         return run.stage(origin[1]).model
-    return run.stage(name).path / "start" if origin[0] == "model" else run.base
+    return run.stage(name).start if origin[0] == "model" else run.base
 
 
 def teacher_place(recipe: Recipe, run: RunDir, name: str) -> Path | EndpointSpec | Teachers | None:

@@ -14,7 +14,7 @@ from posttrain.recipe.references import kinds_of
 from posttrain.run.context import root_spec
 from posttrain.run.model_directory import check_directory
 from posttrain.run.output import check_directory_to_write
-from posttrain.run.prepare import prepare
+from posttrain.run.prepare import prepare, refuse_others
 from posttrain.run.quiet import hush_libraries
 
 
@@ -41,7 +41,8 @@ def evaluate_and_print(
     kind = kinds_of(recipe)[model][1] if stage else recipe.model.kind
     if not stage and kind == "base":
         kind = family_of(recipe.template).kind
-    prepare(recipe, run, loaded.source.parent, quiet=quiet)
+    refuse_others(recipe, run)
+    prepare(recipe, run, loaded.source.parent)
     folder = run.path / "evaluations" / (model if stage else directory.name)
     result, samples = evaluate_model(
         directory,

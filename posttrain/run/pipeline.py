@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
 from posttrain.run.gates import missed
+from posttrain.run.lock import alone
 from posttrain.run.machines import check_machines, follow, leading, machine_rank
 from posttrain.run.output import check_directory_to_write
 from posttrain.run.prepare import prepare
@@ -71,18 +72,24 @@ def run_recipe(loaded: LoadedRecipe, directory: Path, *, restart_from: str | Non
     if machine_rank(loaded.recipe.engine) > 0:
         _follow(pipeline)
         return pipeline.run.path / "report.html"
-    with leading(pipeline.run, loaded.recipe.engine):
+    with alone(directory), leading(pipeline.run, loaded.recipe.engine):
         return _lead(pipeline, loaded, restart_from)
 
 
 def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) -> Path:
     began = time.monotonic()
-    _refuse_changes(pipeline, restart_from)
+    redone = _redone(pipeline, restart_from)
+    if problems := changes(pipeline.recipe, pipeline.run, redone):
+        raise PosttrainError(problems)
+    waiting = [context for context in pipeline.stages() if context.name in redone or not _trained(context)]
+    loaded.check_trainers(context.name for context in waiting)
     write_text(pipeline.run.recipe, dump_resolved(loaded.recipe))
     write_json(pipeline.run.path / "environment.json", environment())
     with _clock(pipeline, "preparation_seconds"):
-        prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=pipeline.quiet)
-    _check_outside(pipeline)
+        prepare(pipeline.recipe, pipeline.run, loaded.source.parent)
+    _check_outside(pipeline.recipe, waiting)
+    for name in reversed(redone):  # a kill in the middle leaves no stage that stands on one redone
+        pipeline.run.stage(name).clear()
     try:
         for context in pipeline.stages():
             run_stage(context)
@@ -92,15 +99,18 @@ def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) ->
     return report
 
 
-def _check_outside(pipeline: Pipeline) -> None:
-    """What the unfinished stages need from outside the recipe: all that is wrong with it, before the first begins."""
-    problems = suite_problems(pipeline.recipe.evaluation)
-    for context in pipeline.stages():
-        if not context.dir.record.exists() and not is_complete(context.dir.model):
-            try:
-                context.recipe.stages[context.name].check_outside(context)
-            except PosttrainError as error:
-                problems += [problem for problem in error.problems if problem not in problems]
+def _trained(context: StageContext) -> bool:
+    return context.dir.record.exists() or is_complete(context.dir.model)
+
+
+def _check_outside(recipe: Recipe, waiting: Sequence[StageContext]) -> None:
+    """What the stages still to be trained need from outside the recipe: all that is wrong, before the first begins."""
+    problems = suite_problems(recipe.evaluation)
+    for context in waiting:
+        try:
+            recipe.stages[context.name].check_outside(context)
+        except PosttrainError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise PosttrainError(problems)
 
@@ -228,28 +238,30 @@ def _gate(context: StageContext) -> None:
         )
 
 
-def _refuse_changes(pipeline: Pipeline, restart_from: str | None) -> None:
-    """Clear the stages to be redone; refuse a recipe that differs from what a finished stage was made with."""
+def _redone(pipeline: Pipeline, restart_from: str | None) -> list[str]:
+    """The stages to be redone. They are cleared once nothing is left that could refuse the run."""
     names = list(pipeline.recipe.stages)
-    if restart_from is not None:
-        if restart_from not in names:
-            raise PosttrainError(
-                Problem(f"--restart-from {restart_from}: no such stage", remedy=f"one of {', '.join(names)}")
-            )
-        for name in names[names.index(restart_from) :]:
-            pipeline.run.stage(name).clear()
-    if problems := changes(pipeline.recipe, pipeline.run):
-        raise PosttrainError(problems)
+    if restart_from is None:
+        return []
+    if restart_from not in names:
+        raise PosttrainError(
+            Problem(f"--restart-from {restart_from}: no such stage", remedy=f"one of {', '.join(names)}")
+        )
+    return names[names.index(restart_from) :]
 
 
-def changes(recipe: Recipe, run: RunDir) -> list[Problem]:
-    """What keeps a run from going on with a recipe: stages begun or finished with another one, models damaged since."""
+def changes(recipe: Recipe, run: RunDir, redone: Collection[str] = ()) -> list[Problem]:
+    """What keeps a run from going on with a recipe: stages begun or finished with another one, models damaged since.
+
+    Args:
+        redone: stages that are not looked at.
+    """
     problems = []
     changed: set[str] = set()
     for name in recipe.stages:
         stage = run.stage(name)
         started = read_json(stage.started)
-        if started is None:
+        if started is None or name in redone:
             continue
         state = "finished" if stage.record.exists() else "half done"
         differences = fingerprint_difference(started, recipe_fingerprint(recipe, name))

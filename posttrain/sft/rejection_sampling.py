@@ -28,7 +28,9 @@ from posttrain.templates.families import Mode
 class RejectionSampling(Spec):
     """`rejection_sampling:` of a sample source."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True, validate_by_name=True
+    )
 
     queries: str | None = Field(default=None, description="a name under `data:`")
     queries_of: str | None = Field(default=None, description="an earlier stage: the queries it trained on")
