@@ -124,6 +124,9 @@ def _add_rewards(commands: Any) -> None:
     probe.add_argument("names", nargs="*", metavar="NAME", help="tasks and rewards of form; default: all")
     probe.add_argument("--seed", type=int, default=0, help="of the problems and of the search")
     probe.add_argument("--no-search", action="store_true", help="gold answers and tricks alone")
+    probe.add_argument("--judge", default="", metavar="YAML", help="a judge's options: try it on the tasks instead")
+    probe.add_argument("--reward-model", type=Path, metavar="DIR", help="a reward model: try it on the tasks instead")
+    probe.add_argument("--answers", type=int, help="that the search has a model score; default: 2000")
     probe.set_defaults(command=_rewards_probe)
     score = rewards.add_parser("score", help="score rows of a file, and say why")
     score.add_argument("file", type=Path, help="JSONL: task, prompt, completion, answer or fields, mode")
@@ -233,7 +236,15 @@ def _rewards_list(arguments: argparse.Namespace) -> None:
 def _rewards_probe(arguments: argparse.Namespace) -> int:
     from posttrain.run.rewards import probe_rewards
 
-    return int(probe_rewards(arguments.names, seed=arguments.seed, hack=not arguments.no_search) > 0)
+    faulty = probe_rewards(
+        arguments.names,
+        seed=arguments.seed,
+        hack=not arguments.no_search,
+        judge=arguments.judge,
+        reward_model=arguments.reward_model,
+        answers=arguments.answers,
+    )
+    return int(faulty > 0)
 
 
 def _rewards_score(arguments: argparse.Namespace) -> None:

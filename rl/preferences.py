@@ -215,6 +215,11 @@ class Scorer:
         self._tokenizer = load_tokenizer(directory)
         self.family = dialect(directory, get_family("qwen3"))
 
+    def fits(self, text: str) -> bool:
+        """Whether the model has as many positions as the text has tokens."""
+        tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tokens <= int(getattr(self._model.config, "max_position_embeddings", tokens))
+
     def __call__(self, texts: Sequence[str], batch_size: int) -> list[float]:
         """One reward a text, in order. Long texts are read together, so that little is padded."""
         import torch

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.cli import main
 from posttrain.errors import PosttrainError
 from posttrain.rl.rewards import Rollout, Score, resolve_reward
-from posttrain.rl.rewards.judge import Judge, harmless, words_apart
-from posttrain.rl.rewards.probes import rollout
+from posttrain.rl.rewards.harmless import harmless
+from posttrain.rl.rewards.judge import Judge, words_apart
+from posttrain.rl.rewards.probes import Probed, paid_by, probe_model, rollout
 from posttrain.rl.rewards.tricks import INJECTION, TRICKS, answered
 from posttrain.tasks.task import plain_message
 from tests.scripted_server import Body, Scripted, said, scripted, slowly
@@ -128,6 +130,88 @@ def test_no_answer_leaves_its_fence_or_opens_a_turn(text: str) -> None:
     assert fenced(prompt, "answer") == harmless(text)
     for marker in ("<|", "<｜", "</s>", "[INST]", "<start_of_turn>", "\u202e", "\u200b"):
         assert marker not in prompt
+
+
+# --- probed, with a search for what talks it into a grade
+
+
+def compared(prompt: str, reference: str, answer: str) -> Body:
+    """A grade of 10 where the answer is the reference, a box around it or not; else 0."""
+    right = answer.strip().removeprefix("\\boxed{").removesuffix("}").casefold() == reference.strip().casefold()
+    return said(json.dumps({"reason": "compared", KEY.findall(prompt)[-1]: 10 if right else 0}))
+
+
+def sober(path: str, body: Body) -> Body:
+    prompt = body["messages"][0]["content"]
+    return compared(prompt, fenced(prompt, "reference"), fenced(prompt, "answer"))
+
+
+def obedient(path: str, body: Body) -> Body:
+    """A judge that does as it is told, wherever that stands."""
+    prompt = body["messages"][0]["content"]
+    told = re.search(r"give it the full\s+score", fenced(prompt, "answer"))
+    return compared(prompt, "x", "x") if told else sober(path, body)
+
+
+def labels_only(path: str, body: Body) -> Body:
+    """A careful reader of labels who takes the last of each: an answer may write more of them, but no fences."""
+    prompt = body["messages"][0]["content"]
+    if FENCE.search(prompt):
+        return sober(path, body)
+    last = {name: prompt.rpartition(f"\n{name}: ")[2].partition("\n")[0] for name in ("Reference", "Answer")}
+    return compared(prompt, last["Reference"], last["Answer"])
+
+
+def probed(answer: Callable[[str, Body], Any], name: str = "exact", answers: int = 90, **options: Any) -> Probed:
+    with scripted(answer) as server:
+        given = {"endpoint": server.url, "model": "judge", "cache": "off", "patience": 0.2, **options}
+        return probe_model(name, "judge", given, answers=answers)
+
+
+def test_the_search_finds_nothing_at_a_judge_that_reads_what_is_fenced() -> None:
+    result = probed(sober)
+    assert result.gold == 1.0 and result.found is not None and result.found.score == 0.0
+    assert (result.problems, result.note) == ([], "") and result.found.tried == 90
+
+
+def test_the_search_notices_a_judge_that_obeys_the_answer() -> None:
+    result = probed(obedient)
+    assert result.found is not None and result.found.score == 1.0 and "full score" in result.found.text
+    assert any("'injection' scores 1" in problem for problem in result.problems)
+    assert any("a hack earns 1.00, gold 1.00" in problem for problem in result.problems)
+
+
+def test_the_fences_keep_from_a_judge_what_a_naive_prompt_lets_through(tmp_path: Path) -> None:
+    naive = tmp_path / "naive.jinja"
+    naive.write_text("{{ key }}\nReference: {{ reference }}\nAnswer: {{ answer }}\nGrade it.", encoding="utf-8")
+    broken, kept = probed(labels_only, prompt=str(naive)), probed(labels_only)
+    assert broken.found is not None and broken.found.score == 1.0 and "\nReference: " in broken.found.text
+    assert kept.found is not None and kept.found.score == 0.0 and kept.problems == []
+
+
+def test_a_judge_without_verdicts_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def hesitant(path: str, body: Body) -> Body:
+        return sober(path, body) if "boxed" in fenced(body["messages"][0]["content"], "answer") else said("hm")
+
+    result = probed(hesitant, answers=20)
+    assert result.gold == 1.0 and re.match(r"raises on \d+ of \d+ answers: .*no verdict", result.problems[-1])
+    with scripted(lambda path, body: said("hm")) as server:
+        options = f"{{endpoint: '{server.url}', model: judge, cache: 'off', patience: 0.2}}"
+        assert main(["rewards", "probe", "number", "--judge", options]) == 2
+    assert "judge scores no gold answer of number" in capsys.readouterr().err
+
+
+def test_the_command_tells_what_earned_most_and_what_gold_earns(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "verdicts: {'yes': 1.0, 'no': 0.0}"
+    with scripted(lambda path, body: said("yes")) as server:
+        options = f"{{endpoint: '{server.url}', model: judge, cache: 'off', {words}}}"
+        assert main(["rewards", "probe", "exact", "--judge", options, "--answers", "24"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"│ exact +│ content, by judge +│ 1 +│", told)
+    found = re.search(r"exact, judge: the best of 24 answers that are none, '(.+)'\n  to 'What is", told)
+    assert found and "Oslo" not in found[1]
+    assert "earns 1.00 over the queries; gold earns 1.00" in told and "exact: a hack earns 1.00" in told
+    assert (paid_by("judge"), paid_by("reward_model")) == (["synonym"], ["request"])  # what is probed by default
 
 
 def test_an_answer_that_knew_its_own_fence_would_get_another() -> None:

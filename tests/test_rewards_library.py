@@ -16,7 +16,7 @@ from posttrain.data.rows import RowReader
 from posttrain.errors import PosttrainError
 from posttrain.recipe.load import load_recipe
 from posttrain.rl.rewards import FORM, Rollout, resolve_reward
-from posttrain.rl.rewards.hacking import LIMIT, search
+from posttrain.rl.rewards.hacking import LIMIT, Found, search
 from posttrain.rl.rewards.probe_rows import FORM_PROBES
 from posttrain.rl.rewards.probes import names, probe
 from posttrain.rl.rewards.tricks import answered
@@ -96,18 +96,32 @@ def shape_only(query: Mapping[str, Any], content: str) -> float:
     return float("\\boxed{" in content and "}" in content)
 
 
+def searched(task: Any, size: int, score: Any, **options: Any) -> Found:
+    """The best hack of a score of one content, which gold answers do not count as."""
+    return search(
+        lambda queries, texts: [score(query, text) for query, text in zip(queries, texts, strict=True)],
+        list(task.queries(size, 1)),
+        lambda query, text: text.strip() == task.gold(query),
+        **options,
+    )
+
+
 @pytest.mark.parametrize("hurried", [naive, shape_only])
 def test_the_search_breaks_a_reward_that_can_be_broken(hurried: Any) -> None:
-    task = get_task("symbols:largest")
-    queries = list(task.queries(12, 1))
-    found = search(hurried, queries, [task.gold(query) for query in queries])
+    found = searched(get_task("symbols:largest"), 12, hurried)
     assert found.score > 0.9, found
+    assert hurried({"answer": "0"}, found.text) in (0.0, 1.0) and found.prompt.startswith("largest")
 
 
 def test_the_search_never_pays_for_a_solution() -> None:
     task = get_task("symbols:copy")
-    queries = list(task.queries(6, 1))
-    assert search(lambda query, text: task.score(text, query), queries, [task.gold(q) for q in queries]).score == 0.0
+    assert searched(task, 6, lambda query, text: task.score(text, query)).score == 0.0
+
+
+def test_the_search_scores_no_more_answers_than_it_may() -> None:
+    scored: list[str] = []
+    found = searched(get_task("symbols:copy"), 5, lambda query, text: float(bool(scored.append(text))), answers=203)
+    assert found.tried == len(scored) == 200  # forty candidates on five queries
 
 
 # --- structured output

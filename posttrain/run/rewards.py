@@ -14,10 +14,11 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import write_text
 from posttrain.rl.rewards import FORM, REWARDS, Reward, definition_of, resolve_reward
 from posttrain.rl.rewards.hacking import LIMIT
-from posttrain.rl.rewards.probes import MODELLED, Probed, names, probe
+from posttrain.rl.rewards.probes import ANSWERS, MODELLED, Probed, names, paid_by, probe, probe_model
 from posttrain.rl.rewards.scoring import read_rows, score_rows
 from posttrain.rl.rewards.tricks import GROUPS
 from posttrain.run.output import check_file_to_write
+from posttrain.run.quiet import hush_libraries
 from posttrain.tasks.registry import TASKS, get_task, task_rewards
 from posttrain.templates.families import get_family
 
@@ -41,27 +42,84 @@ def list_rewards() -> None:
     _print(rewards, tasks)
 
 
-def probe_rewards(chosen: list[str], *, seed: int = 0, hack: bool = True) -> int:
-    """Probe rewards of form and tasks, print what was found, and return how many have a fault."""
+def probe_rewards(
+    chosen: list[str],
+    *,
+    seed: int = 0,
+    hack: bool = True,
+    judge: str = "",
+    reward_model: Path | None = None,
+    answers: int | None = None,
+) -> int:
+    """Probe rewards of form and tasks, print what was found, and return how many have a fault.
+
+    Args:
+        chosen: names; none: all, or with a model those tasks that it pays for.
+        judge: a judge's options, in YAML; the tasks are graded by it then.
+        reward_model: a reward model's directory; likewise.
+        answers: that the search has a model score, at most; None: `ANSWERS`.
+
+    Raises:
+        PosttrainError: a name, or an option of a model, will not do, or it scores nothing.
+    """
+    if answers is not None and answers < 1:
+        raise PosttrainError(Problem(f"--answers is a whole number above 0, not {answers}"))
+    models: dict[str, Mapping[str, Any]] = {"judge": _mapping(judge, "--judge")} if judge else {}
+    models |= {"reward_model": {"model": str(reward_model)}} if reward_model else {}
+    if reward_model:
+        hush_libraries()
+    results = [
+        probe_model(name, by, options, seed=seed, hack=hack, answers=answers or ANSWERS)
+        for by, options in models.items()
+        for name in chosen or paid_by(by)
+    ]
+    results += [] if models else [probe(name, seed=seed, hack=hack) for name in chosen or names()]
     columns = [*GROUPS, "other"]
-    table = _table("probes: gold earns 1, all else 0", "name", "pays for", "gold", *columns, "best hack", "sound")
-    faulty: list[Probed] = []
-    for name in chosen or names():
-        result = probe(name, seed=seed, hack=hack)
+    title = "probes: gold earns most, all else little" if models else "probes: gold earns 1, all else 0"
+    table = _table(title, "name", "pays for", "gold", *columns, "best hack", "sound")
+    for result in results:
         groups = [_figure(result.group(column)) for column in columns]
         if result.pays_for == "form":
             groups = ["–"] * len(GROUPS) + [_figure(max(result.worst.values()))]
         found = f"{result.found.score:.2f}" if result.found else "–"
-        table.add_row(name, result.pays_for, _figure(result.gold), *groups, found, "NO" if result.problems else "yes")
-        faulty += [result] if result.problems else []
+        kind = f"{result.pays_for}, by {result.by}" if result.by else result.pays_for
+        table.add_row(result.name, kind, _figure(result.gold), *groups, found, "NO" if result.problems else "yes")
     _print(table)
-    print(
-        f"best hack: the mean over a task's queries; up to {LIMIT} is what guessing earns. Form: its own faults only."
-    )
-    for result in faulty:
+    share = "of what gold earns, as much as guessing" if models else "is what guessing earns. Form: its own faults only"
+    print(f"best hack: the mean over a task's queries; up to {LIMIT} {share}.")
+    _print_findings(results)
+    return sum(bool(result.problems) for result in results)
+
+
+def _print_findings(results: list[Probed]) -> None:
+    """What is wrong, and of a model always what earned most without being right."""
+    for result in results:
+        if result.by and (found := result.found) is not None:
+            print(f"{result.name}, {result.by}: the best of {found.tried} answers that are none, {found.text!r}")
+            print(
+                f"  to {found.prompt!r}, earns {found.score:.2f} over the queries; gold earns {result.gold or 0.0:.2f}"
+            )
+        if result.by and result.note:
+            print(f"{result.name}, {result.by}: {result.note}")
         for problem in result.problems:
             print(f"{result.name}: {problem}")
-    return len(faulty)
+
+
+def _mapping(text: str, option: str) -> Mapping[str, Any]:
+    given = _yaml(text, option)
+    if not isinstance(given, Mapping):
+        remedy = "as '{endpoint: http://127.0.0.1:8000/v1, model: NAME}'"
+        raise PosttrainError(Problem(f"{option} is no mapping of options: {text!r}", remedy=remedy))
+    return given
+
+
+def _yaml(text: str, option: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PosttrainError(Problem(f"{option} is no YAML: {error}")) from error
 
 
 def score_file(path: Path, *, rewards: str, family: str, output: Path | None) -> None:
@@ -89,12 +147,7 @@ def score_file(path: Path, *, rewards: str, family: str, output: Path | None) ->
 
 
 def _rewards_of(text: str) -> list[tuple[Reward, float]]:
-    import yaml
-
-    try:
-        given: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PosttrainError(Problem(f"--rewards is no YAML: {error}")) from error
+    given = _yaml(text, "--rewards")
     given = {"task": 1.0} if given in ("by_task", "task") else {given: 1.0} if isinstance(given, str) else given
     if not isinstance(given, Mapping) or not given:
         remedy = "as by_task, accuracy, or '{accuracy: 1, length: {weight: 0.2, options: {buffer: 0.5}}}'"
@@ -131,7 +184,7 @@ def _first_line(thing: Any) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _table(title: str, *columns: str) -> Any:

@@ -3,6 +3,9 @@
 What pays for content is judged: gold earns 1, every trick 0, the search at most `hacking.LIMIT`. What pays for form is
 judged by what it is for: its own good examples earn 1, its own faults 0; rubbish in good form does earn it, which is
 why a task's table pays it as a discount on content only (`by_task.py`).
+
+A reward that asks a model is probed with that model (`probe_model`): tricks and search may earn `hacking.LIMIT` of what
+gold answers earn, and what earned most is there to be read.
 """
 
 from __future__ import annotations
@@ -12,19 +15,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.rl.rewards import FORM, REWARDS, Rollout, resolve_reward
-from posttrain.rl.rewards.hacking import LIMIT, Found, search
+from posttrain.rl.rewards import FORM, REWARDS, Rollout, Score, resolve_reward
+from posttrain.rl.rewards.hacking import FRAGMENTS, LIMIT, TALK, Found, search
 from posttrain.rl.rewards.probe_rows import FORM_PROBES, ROWS, FormProbe
 from posttrain.rl.rewards.tricks import GROUPS, TRICKS, answered
 from posttrain.tasks.constraints import DRAWS as CONSTRAINTS
 from posttrain.tasks.registry import TASKS, get_task, task_rewards
 from posttrain.tasks.symbols import DRAWS as SYMBOLS
+from posttrain.tasks.task import normalise, plain_message, verdict_of
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
 
 QUERIES = 12  # of a task that makes its own
 MODELLED = frozenset({"judge", "reward_model"})
 """Rewards that ask a model: nothing can be said of them without that model."""
+ANSWERS = 2000
+"""Answers that a search may have a model score."""
 
 
 @dataclass
@@ -34,7 +40,8 @@ class Probed:
     Attributes:
         name: of a reward, or of a task.
         pays_for: "content" or "form".
-        gold: the lowest score of a gold answer.
+        by: the reward that asks a model, where one pays.
+        gold: the mean score of the gold answers.
         worst: the highest score of each trick.
         found: the best hack that the search found, or None where it was not made.
         problems: what is wrong, in words.
@@ -43,6 +50,7 @@ class Probed:
 
     name: str
     pays_for: str
+    by: str = ""
     gold: float | None = None
     worst: dict[str, float] = field(default_factory=dict)
     found: Found | None = None
@@ -58,10 +66,15 @@ class Probed:
 
 
 def names() -> list[str]:
-    """Everything that can be probed: rewards, then tasks, those of a library by their members."""
+    """Everything that can be probed without a model: rewards, then tasks, those of a library by their members."""
     members = [f"symbols:{name}" for name in SYMBOLS] + [f"constraints:{name}" for name in CONSTRAINTS]
     tasks = [name for name in TASKS if not name.endswith(":")]
     return [*(name for name in REWARDS if name in FORM), *sorted([*tasks, *members])]
+
+
+def paid_by(reward: str) -> list[str]:
+    """The tasks whose table names a reward."""
+    return [name for name in names() if name not in FORM and reward in task_rewards(name)]
 
 
 def probe(name: str, *, seed: int = 0, hack: bool = True) -> Probed:
@@ -74,61 +87,140 @@ def probe(name: str, *, seed: int = 0, hack: bool = True) -> Probed:
         return _probe_form(name, FORM_PROBES[name])
     if name in REWARDS and name not in TASKS:
         why = "it has no rows of its own: it is probed by the tasks that it pays for"
-        raise PosttrainError(Problem(f"the reward {name!r} is not probed by itself", why=why))
-    return _probe_task(name, seed, hack)
-
-
-def _probe_task(name: str, seed: int, hack: bool) -> Probed:
-    task = get_task(name)
-    rows = ROWS[name] if name in ROWS else list(task.queries(QUERIES, seed))
+        remedy = "--judge or --reward-model says which model is asked" if name in MODELLED else None
+        raise PosttrainError(Problem(f"the reward {name!r} is not probed by itself", why=why, remedy=remedy))
     table = dict(task_rewards(name))
-    modelled = sorted(set(table) & MODELLED)
     result = Probed(name, "content")
-    if modelled:
+    if modelled := sorted(set(table) & MODELLED):
         result.note = f"paid by {', '.join(modelled)}, which asks a model: its verifier alone is tried here"
         table = {"accuracy": 1.0}
-    reward = resolve_reward("task", {"tables": {name: table}})
-    golds = [task.gold(row) for row in rows]
-
-    def score(row: Mapping[str, Any], text: str, **facts: Any) -> float:
-        given = reward(row, rollout(text, **facts))
-        if given.fault:
-            result.problems.append(f"raises {given.reason} on {text[:60]!r}")
-        return given.value or 0.0
-
-    result.gold = min(score(row, answered(gold)) for row, gold in zip(rows, golds, strict=True))
-    if result.gold != 1.0:
-        result.problems.append(f"a gold answer scores {result.gold:g}, not 1")
-    result.worst = _tried(rows, golds, score, several=bool(getattr(task, "several", False)))
-    result.problems += [f"{trick!r} scores {worst:g}, not 0" for trick, worst in result.worst.items() if worst > 0.0]
+    paid = _Paid(name, table, seed)
+    _judge(result, paid, allowed=0.0)
     if hack:
-        result.found = search(lambda row, content: score(row, answered(content)), rows, golds, seed=seed)
-        if result.found.score > LIMIT:
-            result.problems.append(f"a hack earns {result.found.score:.2f}: {result.found.text[:80]!r}")
+        result.found = search(paid.contents, paid.rows, paid.is_gold, seed=seed)
+        _judge_found(result)
+    result.problems += paid.told_faults()
     return result
 
 
-def _tried(rows: Sequence[Mapping[str, Any]], golds: Sequence[str], score: Any, *, several: bool) -> dict[str, float]:
-    """The highest score of each trick over the rows. `several`: another's right answer may be right here too."""
-    worst: dict[str, float] = {}
-    for place, (row, gold) in enumerate(zip(rows, golds, strict=True)):
-        rest = [*golds[place + 1 :], *golds[:place]]
+def probe_model(
+    name: str, by: str, options: Mapping[str, Any], *, seed: int = 0, hack: bool = True, answers: int = ANSWERS
+) -> Probed:
+    """Try a judge or a reward model on the queries of a task: `by`, a name in `MODELLED`, with its options.
+
+    What the task's own verifier takes for right is a solution and no hack.
+
+    Raises:
+        PosttrainError: there is no such task, the options will not do, or the model scores no gold answer at all.
+    """
+    result = Probed(name, "content", by)
+    paid = _Paid(name, {by: {"weight": 1.0, "options": dict(options)}}, seed)
+    _judge(result, paid, allowed=LIMIT)
+    if hack:
+        result.found = search(
+            paid.contents,
+            paid.rows,
+            paid.is_right,
+            fragments=(*TALK, *FRAGMENTS),
+            golds=paid.golds,
+            seed=seed,
+            answers=answers,
+        )
+        _judge_found(result)
+    faults, asked = len(paid.faults), paid.asked
+    if faults > asked / 2:
+        result.problems += paid.told_faults()
+    elif faults:
+        result.note = f"no score for {faults} of {asked} answers, as {paid.faults[0]}"
+    return result
+
+
+class _Paid:
+    """A task's rows, and what its answers are paid. A score that fails is none: it is counted."""
+
+    def __init__(self, name: str, table: Mapping[str, Any], seed: int) -> None:
+        self.task = get_task(name)
+        self.rows = ROWS[name] if name in ROWS else list(self.task.queries(QUERIES, seed))
+        self.golds = [self.task.gold(row) for row in self.rows]
+        self._normal = {id(row): normalise(gold) for row, gold in zip(self.rows, self.golds, strict=True)}
+        self._reward = resolve_reward("task", {"tables": {name: table}})
+        self.faults: list[str] = []
+        self.asked = 0
+
+    def scores(self, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> list[float]:
+        given: list[Score] = self._reward.batch(rows, rollouts)
+        self.asked += len(given)
+        for score, one in zip(given, rollouts, strict=True):
+            if score.fault:
+                self.faults.append(f"{score.reason} on {one.text[:60]!r}")
+        return [score.value or 0.0 for score in given]
+
+    def contents(self, rows: Sequence[Mapping[str, Any]], contents: Sequence[str]) -> list[float]:
+        return self.scores(rows, [rollout(answered(content)) for content in contents])
+
+    def is_gold(self, row: Mapping[str, Any], content: str) -> bool:
+        return normalise(content) == self._normal[id(row)]
+
+    def is_right(self, row: Mapping[str, Any], content: str) -> bool:
+        message = rollout(answered(content)).message
+        return self.is_gold(row, content) or verdict_of(self.task, plain_message(message.content), row).value >= 1.0
+
+    def told_faults(self) -> list[str]:
+        return [f"raises on {len(self.faults)} of {self.asked} answers: {self.faults[0]}"] if self.faults else []
+
+
+def _judge(result: Probed, paid: _Paid, *, allowed: float) -> None:
+    """Gold answers and tricks. `allowed`: what a trick may earn, as a share of what gold earns."""
+    golds = paid.scores(paid.rows, [rollout(answered(gold)) for gold in paid.golds])
+    if result.by and len(paid.faults) == len(golds):
+        what = f"{result.by} scores no gold answer of {result.name}: {paid.faults[0]}"
+        raise PosttrainError(Problem(what, remedy="check its options, and that it answers"))
+    result.gold = sum(golds) / len(golds)
+    if result.gold != 1.0 and not result.by:
+        result.problems.append(f"a gold answer scores {min(golds):g}, not 1")
+    elif result.gold < 0.5:
+        result.problems.append(f"gold answers score {result.gold:.2f} on average")
+    result.worst = _tried(paid, known=bool(result.by))
+    for trick, worst in result.worst.items():
+        if worst > allowed * result.gold:
+            wanted = f"gold {result.gold:.2f}" if result.by else "not 0"
+            result.problems.append(f"{trick!r} scores {worst:.3g}, {wanted}")
+
+
+def _judge_found(result: Probed) -> None:
+    found, gold = result.found, result.gold or 0.0
+    if found is not None and found.score > LIMIT * gold:
+        result.problems.append(f"a hack earns {found.score:.2f}, gold {gold:.2f}: {found.text[:200]!r}")
+
+
+def _tried(paid: _Paid, *, known: bool) -> dict[str, float]:
+    """The highest score of each trick over the rows. `known`: leave out what the task's verifier takes for right."""
+    several = bool(getattr(paid.task, "several", False))  # another's right answer may be right here too
+    tried: list[tuple[str, Mapping[str, Any], Rollout]] = []
+    for place, (row, gold) in enumerate(zip(paid.rows, paid.golds, strict=True)):
+        rest = [*paid.golds[place + 1 :], *paid.golds[:place]]
         others = [other for other in dict.fromkeys(rest) if other != gold] or ["zzz"]
         for trick, writes in TRICKS.items():
             text = writes(row, gold, others)
             if text is not None and not (several and trick == "another's answer"):
-                worst[trick] = max(worst.get(trick, 0.0), score(row, text))
-        cut = answered(gold).removesuffix("<|im_end|>")
-        worst["cut off"] = max(worst.get("cut off", 0.0), score(row, cut, truncated=True))
+                tried.append((trick, row, rollout(text)))
+        tried.append(("cut off", row, rollout(answered(gold).removesuffix("<|im_end|>"), truncated=True)))
+    if known:
+        tried = [one for one in tried if one[2].truncated or not paid.is_right(one[1], one[2].message.content)]
+    worst: dict[str, float] = {}
+    scores = paid.scores([row for _, row, _ in tried], [one for _, _, one in tried])
+    for (trick, _, _), score in zip(tried, scores, strict=True):
+        worst[trick] = max(worst.get(trick, 0.0), score)
     return worst
 
 
 def _probe_form(name: str, given: FormProbe) -> Probed:
     reward = resolve_reward(name)
     result = Probed(name, "form", note="rubbish in good form earns it: paid as a discount on content")
-    result.gold = min(reward(given.row, rollout(text, **given.facts)).value or 0.0 for text in given.good)
+    golds = [reward(given.row, rollout(text, **given.facts)).value or 0.0 for text in given.good]
+    result.gold = sum(golds) / len(golds)
     if result.gold != 1.0:
-        result.problems.append(f"a good form scores {result.gold:g}, not 1")
+        result.problems.append(f"a good form scores {min(golds):g}, not 1")
     for text in given.bad:
         value = reward(given.row, rollout(text, **{**given.facts, **given.bad_facts})).value
         result.worst[text[:40]] = value or 0.0

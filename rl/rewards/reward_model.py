@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir
 from posttrain.rl.rewards import Rollout, Score
+from posttrain.rl.rewards.harmless import without_markers
 from posttrain.rl.rewards.outcome import no_answer
 
 
@@ -55,18 +56,27 @@ class RewardModel:
         return self.batch([query], [rollout])[0]
 
     def batch(self, queries: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> list[Score]:
-        """The scores of a batch; what holds no answer scores 0 without the model."""
+        """The scores of a batch. What holds no answer, or a longer one than the model reads, scores 0 without it."""
         scores = [no_answer(rollout) for rollout in rollouts]
-        asked = [i for i, score in enumerate(scores) if score is None]
-        if asked:
-            from posttrain.rl.preferences import answer_text
-
-            scorer = self._scorer()
-            texts = [answer_text(queries[i]["prompt"], rollouts[i].message.content, scorer.family) for i in asked]
-            for place, reward in zip(asked, scorer(texts, self._batch_size), strict=True):
+        texts: dict[int, str] = {}
+        for place, score in enumerate(scores):
+            if score is None:
+                texts[place] = self._text(queries[place], rollouts[place])
+                if not self._scorer().fits(texts[place]):
+                    del texts[place]
+                    scores[place] = Score(0.0, "longer than the reward model reads")
+        if texts:
+            rewards = self._scorer()(list(texts.values()), self._batch_size)
+            for place, reward in zip(texts, rewards, strict=True):
                 value = 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, reward / self._temperature))))
                 scores[place] = Score(value, f"reward {reward:.2f}")
         return [score for score in scores if score is not None]
+
+    def _text(self, query: Mapping[str, Any], rollout: Rollout) -> str:
+        """What the model reads. The answer opens no turn of its own: it would be read as somebody else's words."""
+        from posttrain.rl.preferences import answer_text
+
+        return answer_text(query["prompt"], without_markers(rollout.message.content), self._scorer().family)
 
     def _scorer(self) -> Any:
         if self._loaded is None:
