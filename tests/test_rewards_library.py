@@ -119,8 +119,13 @@ def test_the_search_never_pays_for_a_solution() -> None:
 
 
 def test_the_search_scores_no_more_answers_than_it_may() -> None:
-    scored: list[str] = []
-    found = searched(get_task("symbols:copy"), 5, lambda query, text: float(bool(scored.append(text))), answers=203)
+    scored = []
+
+    def score(query: Mapping[str, Any], text: str) -> float:
+        scored.append(text)
+        return 0.0
+
+    found = searched(get_task("symbols:copy"), 5, score, answers=203)
     assert found.tried == len(scored) == 200  # forty candidates on five queries
 
 

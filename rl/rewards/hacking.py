@@ -114,7 +114,7 @@ def search(
     places = [f"\0{place}" for place in range(-WORD_PLACES, WORD_PLACES)]
     pool = [*(["\0other"] if golds else []), *fragments, *places, *["\0prompt"] * 3]
     tried = _Tried(scores, queries, [*golds[1:], *golds[:1]] or [""] * len(queries), solved, answers)
-    people = [(fragment,) for fragment in pool]
+    people: list[tuple[str, ...]] = [(fragment,) for fragment in pool]
     people += [tuple(rng.choices(pool, k=rng.randint(1, 4))) for _ in range(population)]
     for generation in range(generations + 1):
         best = tried.ranked(people)

@@ -87,7 +87,7 @@ def probe(name: str, *, seed: int = 0, hack: bool = True) -> Probed:
         return _probe_form(name, FORM_PROBES[name])
     if name in REWARDS and name not in TASKS:
         why = "it has no rows of its own: it is probed by the tasks that it pays for"
-        remedy = "--judge or --reward-model says which model is asked" if name in MODELLED else None
+        remedy = "--judge or --reward-model says which model is asked" if name in MODELLED else ""
         raise PosttrainError(Problem(f"the reward {name!r} is not probed by itself", why=why, remedy=remedy))
     table = dict(task_rewards(name))
     result = Probed(name, "content")
