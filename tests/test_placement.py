@@ -10,7 +10,7 @@ import torch
 
 from posttrain.evaluation import evaluate
 from posttrain.model.artifacts import RunDir
-from posttrain.model.policy import family_of
+from posttrain.model.policy import family_of, load_model
 from posttrain.recipe.load import load_recipe
 from posttrain.run.model_directory import load
 
@@ -30,8 +30,15 @@ def accelerator(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
 
 
-def test_a_model_of_the_command_line(model: Path) -> None:
-    assert load(model)[0].device.type == "meta"
+def test_a_model_of_the_command_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, tokenizer = load(model)
+    assert policy.device.type == "meta"
+    half = tmp_path / "half"
+    load_model(model).to(torch.bfloat16).save_pretrained(str(half))
+    tokenizer.save_pretrained(str(half))
+    assert load(half)[0].dtype == torch.bfloat16
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert load(half)[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(("cpu", "device"), [("true", "cpu"), ("false", "meta")])

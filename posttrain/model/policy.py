@@ -57,13 +57,17 @@ def load_tokenizer(path: Path | str, *, revision: str | None = None) -> Any:
 
 
 def load_model(path: Path | str, *, dtype: str = "float32", attention: str = "sdpa") -> Any:
-    """The model of a policy's directory, in evaluation mode."""
+    """The model of a policy's directory, in evaluation mode.
+
+    Args:
+        dtype: as in torch, or `auto`: the one it is stored in.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         str(path),
-        dtype=getattr(torch, dtype),
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attention,
         local_files_only=_is_local(str(path)),
     )
