@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from posttrain.distill.teacher import load_teacher
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import write_json
 from posttrain.recipe.endpoint import EndpointSpec
-from posttrain.recipe.teacher import OneTeacher, Teachers
+from posttrain.recipe.teacher import OneTeacher, Teachers, each_teacher
 
 if TYPE_CHECKING:
     from posttrain.model.generation import Completion
@@ -89,6 +90,8 @@ def measure(context: StageContext) -> dict[str, Any]:
 
     spec = context.recipe.model
     tokenizer = load_tokenizer(context.dir.model)
+    if (other := _of_another_tokenizer(context, tokenizer)) is not None:
+        return {"not_measured": f"the teacher {other} has another tokenizer, so entries cannot be compared one by one"}
     cpu = context.recipe.engine.cpu
     student = placed(load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention), cpu=cpu)
     try:
@@ -99,6 +102,17 @@ def measure(context: StageContext) -> dict[str, Any]:
         reason = error.problems[0].what
         log.warning("%s: agreement with the teacher is not measured: %s", context.name, reason)
         return {"not_measured": reason}
+
+
+def _of_another_tokenizer(context: StageContext, tokenizer: Any) -> str | None:
+    """A teacher here whose entries are not the student's."""
+    from posttrain.model.policy import load_tokenizer
+
+    for _, one in each_teacher(str(context.teacher) if isinstance(context.teacher, Path) else context.teacher):
+        with suppress(Exception):  # it is gone, which is told when it is asked
+            if isinstance(one, str) and load_tokenizer(one).get_vocab() != tokenizer.get_vocab():
+                return one
+    return None
 
 
 def _answers(context: StageContext, student: Any, tokenizer: Any) -> Iterator[Answer]:

@@ -169,7 +169,7 @@ def check_tokenizers(student: Any, teacher: Any, name: str) -> None:
             Problem(
                 f"the tokenizers of student and teacher ({name}) differ: {shown}",
                 why="distillation compares their distributions entry by entry",
-                remedy="choose a teacher with the student's tokenizer (there is no distillation across tokenizers)",
+                remedy="choose a teacher with the student's tokenizer, or kind: gold_distillation, which crosses them",
             )
         )
 

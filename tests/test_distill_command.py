@@ -14,7 +14,7 @@ from posttrain.model.artifacts import read_json
 from posttrain.model.policy import build_policy
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.load import load_recipe
-from posttrain.recipe.schema import ModelSpec
+from posttrain.recipe.schema import ModelSpec, TrainedTokenizer
 from posttrain.run.distill import Asked, write_distillation
 from posttrain.run.distill_data import verifier_for
 from posttrain.templates.families import get_family
@@ -125,6 +125,7 @@ def test_a_recipe_that_was_changed_is_left_alone(models: Path, tmp_path: Path) -
         ({"data": ["./nowhere.jsonl"]}, "no such file"),
         ({"teacher_model": "big"}, "--teacher-model names a model of a server"),
         ({"teacher": "http://"}, "no address of a server"),
+        ({"student": "http://127.0.0.1:9/v1"}, "a student is trained here"),
         ({"family": "qwen33"}, "unknown template family"),
     ],
 )
@@ -138,6 +139,51 @@ def test_rows_without_answers_are_named_with_their_columns(models: Path, tmp_pat
     path.write_text('{"prompt": "a", "mark": "b"}\n')
     with pytest.raises(PosttrainError, match=r"no column of answers.*prompt, mark"):
         write_distillation(asked(models, tmp_path, data=[str(path)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said_of_it"),
+    [("", "no row in it"), ("nonsense\n", "no row in it"), ('{"question": "a", "answer": 1}\n', "a single row")],
+)
+def test_a_file_without_rows_to_learn_from_is_refused(models: Path, tmp_path: Path, text: str, said_of_it: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(PosttrainError, match=said_of_it):
+        write_distillation(asked(models, tmp_path, data=[str(path)]))
+
+
+def test_rows_whose_answer_is_missing_choose_no_verifier(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows: list[dict[str, Any]] = [{"question": "a", "answer": 1}, {"question": "b", "answer": None}, {"question": "c"}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    file, _ = write_distillation(asked(models, tmp_path, data=[str(path)]))
+    assert load_recipe(file).recipe.data["rows"].verifier == "number"
+
+
+@pytest.mark.timeout(900)  # a whole run
+def test_a_teacher_with_another_tokenizer_is_crossed_to(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second stage is GOLD's; the report says why no agreement is told, and what it cost."""
+    shape = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
+    tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=330)
+    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=shape, tokenizer=tokenizer)
+    texts = ["<think>\nLet me check that again.\n</think>\n\nThe answer is 42!"] * 20
+    build_policy(spec, get_family("qwen3"), tmp_path / "student", seed=1, texts=texts)
+    command = ["distill", "--teacher", f"{models}/teacher", "--student", f"{tmp_path}/student"]
+    command += ["--data", f"{models}/sums.jsonl", "--output", f"{tmp_path}/run", "--max-new-tokens", "96", "--quiet"]
+    command += ["--set", "stages.gold.train.max_steps=2", "--set", "stages.off_policy.train.max_steps=2"]
+    command += ["--set", "stages.gold.train.lmbda=0.0", "--set", "evaluation.think_follow.dialogues=0"]
+    assert main(command) == 0
+    stages = load_recipe(tmp_path / "run.yaml").recipe.stages
+    assert [(name, stage.kind) for name, stage in stages.items()] == [
+        ("off_policy", "off_policy_distillation"), ("gold", "gold_distillation"),
+    ]  # fmt: skip
+    agreement = read_json(tmp_path / "run" / "stages" / "gold" / "agreement.json")
+    assert "has another tokenizer" in agreement["not_measured"]
+    assert agreement["cost"]["teacher_answers"] == 72 and agreement["cost"]["trained"] > 0
+    assert agreement["cost"]["student_sampled"] == 0 and agreement["cost"]["flops"] > 0
+    assert "has another tokenizer" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def write_distillation(asked: Asked) -> tuple[Path, Path]:
             written there.
     """
     teacher, teacher_words = _teacher(asked)
+    if asked.student.startswith(("http://", "https://")):
+        what = f"--student {asked.student} is a server, and a student is trained here"
+        raise PosttrainError(Problem(what, remedy="give a model's directory or a hub id"))
     name = _name(asked, teacher_words)
     output = asked.output or Path("runs") / name
     if output.name in ("", ".."):
@@ -114,6 +117,7 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "both": len(family.modes) > 1 and bool(family.flags),
         "batch": batch,
         "accumulation": accumulation,
+        "crosses": _tokenizers_differ(asked.teacher, asked.student),
         "steps": max(1, min(200, rows // (batch * accumulation))),
         "off_policy_rate": f"{rate:.0e}",
         "on_policy_rate": f"{rate / 2:.0e}",
@@ -138,6 +142,21 @@ def _teacher(asked: Asked) -> tuple[Any, str]:
         return asked.teacher, Path(asked.teacher).name
     model = asked.teacher_model or _only_model(asked.teacher)
     return {"endpoint": asked.teacher, "model": model}, Path(model).name
+
+
+def _tokenizers_differ(teacher: str, student: str) -> bool:
+    """Whether two local models' tokenizers have other entries; False where that cannot be told from here."""
+    ours, theirs = _entries(student), _entries(teacher)
+    return ours is not None and theirs is not None and ours != theirs
+
+
+def _entries(model: str) -> Mapping[str, int] | None:
+    """The entries of a local model's tokenizer by their text."""
+    try:
+        said = read_json(Path(model).expanduser() / "tokenizer.json")
+        return said and {**said["model"]["vocab"], **{one["content"]: one["id"] for one in said["added_tokens"]}}
+    except (ValueError, KeyError, TypeError):
+        return None  # of another make, or damaged: told when the models are compared
 
 
 def _only_model(url: str) -> str:

@@ -84,16 +84,22 @@ def _of_task(name: str, task: str) -> Queries:
 
 def _of_file(name: str, text: str, verifier: str | None, folder: Path) -> Queries:
     rows, count = _first_rows(text)
-    columns = list(rows[0]) if rows else []
+    if not rows:
+        raise PosttrainError(Problem("no row in it can be read", text, remedy="give queries with answers, one a line"))
+    columns = list(rows[0])
     prompt = next((column for column in PROMPTS if column in columns), None)
     answer = next((column for column in ANSWERS if column in columns), None)
     if prompt is None or answer is None:
         missing = "no column of prompts" if prompt is None else "no column of answers, which the evaluation scores"
         names = ", ".join(PROMPTS if prompt is None else ANSWERS)
-        what = f"{missing}; the columns are {', '.join(columns) or 'none'}"
+        what = f"{missing}; the columns are {', '.join(columns)}"
         raise PosttrainError(Problem(what, text, remedy=f"call it one of {names}, or write a recipe with `map`"))
     wanted = {"prompt": prompt, "answer": answer}
-    chosen, why = (verifier, "as asked") if verifier else verifier_for([row.get(answer) for row in rows])
+    if count < 2:
+        why = "the evaluation reserves one, and none is left to train on"
+        raise PosttrainError(Problem("a single row is in it", text, why, "give more queries with answers"))
+    given = [row[answer] for row in rows if row.get(answer) not in (None, "")]
+    chosen, why = (verifier, "as asked") if verifier else verifier_for(given)
     mapped = {ours: theirs for ours, theirs in wanted.items() if ours != theirs}
     return Queries(name, count, as_written(text, folder), map=mapped, verifier=chosen, why=why)
 
