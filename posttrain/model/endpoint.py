@@ -17,52 +17,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from posttrain.errors import PosttrainError, Problem
+from posttrain.model.http import Fault, Reply, open_session, send
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
     from posttrain.recipe.endpoint import EndpointSpec
 
 log = logging.getLogger("posttrain")
 
-AGAIN = (408, 409, 425, 429)  # and every 5xx: the same request may be answered later
-REFUSED = (400, 413, 422)
-BROKEN_OFF = ("abort", "error")  # ends of an answer that is none
 LONGEST_WAIT = 15.0  # seconds between two tries
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What became of one request.
-
-    Attributes:
-        place: of the request among those asked.
-        body: the answer's JSON object; {} where it was refused.
-        refused: the server's reason for refusing this request, or "".
-    """
-
-    place: int
-    body: dict[str, Any]
-    refused: str = ""
-
-
-class _Fault(Exception):
-    """One try that failed. `again`: another one may succeed, after `after` seconds if the server said so."""
-
-    def __init__(self, what: str, remedy: str, *, again: bool, after: float = 0.0) -> None:
-        super().__init__(what)
-        self.what, self.remedy, self.again, self.after = what, remedy, again, after
 
 
 class Endpoint:
@@ -118,7 +89,7 @@ class Endpoint:
         body = {"model": self.spec.model, "prompt": text, "add_special_tokens": False}
         said = self._once("POST", f"{self.root}/tokenize", body)
         if not isinstance(said.get("tokens"), list):
-            raise self._problem(_Fault("tells no token ids (/tokenize)", "serve the model with vLLM", again=False))
+            raise self._problem(Fault("tells no token ids (/tokenize)", "serve the model with vLLM", again=False))
         return list(said["tokens"])
 
     def ask_all(
@@ -144,49 +115,26 @@ class Endpoint:
         self._check_key()
         url = f"{self.root}{path}" if path.startswith("/") else f"{self.spec.endpoint}/{path}"
         with asyncio.Runner() as runner:
-            client = self._client()
+            flight = _Flight(self, url, enumerate(bodies))
             try:
-                yield from self._in_flight(runner, client, url, enumerate(bodies))
+                while done := runner.run(flight.step()):
+                    yield from done
             finally:
                 with contextlib.suppress(RuntimeError):  # the loop is gone where the interpreter is ending
-                    runner.run(client.aclose())
+                    runner.run(flight.end())
+            if flight.fault is not None:
+                tried = f" (tried for {self.spec.patience:g} s)" if flight.fault.again else ""
+                raise self._problem(flight.fault, tried=tried)
 
-    def _in_flight(
-        self, runner: asyncio.Runner, client: httpx.AsyncClient, url: str, waiting: Iterator[tuple[int, Any]]
-    ) -> Iterator[Reply]:
-        flying: set[asyncio.Task[Reply]] = set()
-        fault: _Fault | None = None
-
-        async def step() -> set[asyncio.Task[Reply]]:
-            while fault is None and len(flying) < self.spec.concurrency:
-                following = next(waiting, None)
-                if following is None:
-                    break
-                place, body = following
-                flying.add(asyncio.create_task(self._reply(client, url, place, body)))
-            done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED) if flying else (set(), None)
-            return done
-
-        while done := runner.run(step()):
-            flying -= done
-            for task in done:
-                try:
-                    reply = task.result()
-                except _Fault as error:
-                    fault = fault or error
-                else:
-                    yield reply
-        if fault is not None:
-            raise self._problem(fault, tried=f" (tried for {self.spec.patience:g} s)" if fault.again else "")
-
-    async def _reply(self, client: httpx.AsyncClient, url: str, place: int, body: Mapping[str, Any]) -> Reply:
+    async def reply(self, session: aiohttp.ClientSession, url: str, place: int, body: Mapping[str, Any]) -> Reply:
         """One request, tried until it is answered, refused, or patience is spent."""
         failing_since: float | None = None
         wait = 0.5
         while True:
             try:
-                return await self._try(client, "POST", url, {"model": self.spec.model, **body}, place)
-            except _Fault as fault:
+                whole = {"model": self.spec.model, **body}
+                return await send(session, "POST", url, whole, spec=self.spec, place=place)
+            except Fault as fault:
                 now = time.monotonic()
                 failing_since = now if failing_since is None else failing_since
                 if not fault.again or now - failing_since >= self.spec.patience:
@@ -196,89 +144,25 @@ class Endpoint:
                 await asyncio.sleep(max(fault.after, wait * random.uniform(0.5, 1.0)))
                 wait = min(2 * wait, LONGEST_WAIT)
 
-    def _tell(self, fault: _Fault, now: float) -> None:
+    def _tell(self, fault: Fault, now: float) -> None:
         if now - self._told > LONGEST_WAIT:
             self._told = now
             log.warning("%s %s; trying again", self._named, fault.what)
 
-    async def _try(self, client: httpx.AsyncClient, method: str, url: str, body: Any, place: int = 0) -> Reply:
-        import httpx
-
-        try:
-            answer = await client.request(method, url, json=body)
-        except httpx.TimeoutException as error:
-            what = f"did not answer within {self.spec.timeout:g} s"
-            remedy = "raise `timeout`, or ask for less: `concurrency`, `max_new_tokens`"
-            raise _Fault(what, remedy, again=True) from error
-        except httpx.InvalidURL as error:
-            raise _Fault(f"has no usable address: {error}", "mend `endpoint`", again=False) from error
-        except httpx.HTTPError as error:
-            what = f"is not reachable: {str(error).strip() or type(error).__name__}"
-            remedy = "start it, or mend `endpoint`; the same command then goes on, and what was answered is kept"
-            raise _Fault(what, remedy, again=True) from error
-        return self._read(answer, place)
-
-    def _read(self, answer: httpx.Response, place: int) -> Reply:
-        status = answer.status_code
-        if status in REFUSED:
-            return Reply(place, {}, _reason(answer))
-        if status in AGAIN or status >= 500:
-            after = answer.headers.get("retry-after", "")
-            what = f"answers HTTP {status}: {_reason(answer)}"
-            remedy = "look into its log; the same command goes on, and what was answered is kept"
-            seconds = min(float(after), self.spec.patience) if after.isdigit() else 0.0
-            raise _Fault(what, remedy, again=True, after=seconds)
-        if status in (401, 403):
-            remedy = "name the environment variable with its key under `api_key_env`"
-            raise _Fault(f"refuses the key (HTTP {status})", remedy, again=False)
-        if status >= 300:
-            remedy = f"check `endpoint` and `model` (`{self.spec.model}`)"
-            raise _Fault(f"answers HTTP {status}: {_reason(answer)}", remedy, again=False)
-        try:
-            body = answer.json()
-        except ValueError as error:
-            remedy = "check that `endpoint` is an OpenAI-compatible API"
-            raise _Fault("answers something that is no JSON", remedy, again=True) from error
-        if not isinstance(body, dict):
-            raise _Fault("answers no JSON object", "check `endpoint`", again=False)
-        if answer.request.url.path.endswith("completions"):
-            choices = body.get("choices")
-            if not isinstance(choices, list) or not choices or not all(isinstance(one, dict) for one in choices):
-                what = f"answers without a completion: {_reason(answer)}"
-                raise _Fault(what, "check that `endpoint` is an OpenAI-compatible API", again=True)
-            if any(choice.get("finish_reason") in BROKEN_OFF for choice in choices):
-                raise _Fault("broke an answer off", "look into its log", again=True)  # vLLM does when it is stopped
-        return Reply(place, body)
-
     def _once(self, method: str, url: str, body: Any = None) -> dict[str, Any]:
         """One request without a second try."""
 
-        async def send() -> Reply:
-            async with self._client(timeout=min(self.spec.timeout, 30.0)) as client:
-                return await self._try(client, method, url, body)
+        async def once() -> Reply:
+            async with open_session(self.spec, min(self.spec.timeout, 30.0)) as session:
+                return await send(session, method, url, body, spec=self.spec)
 
         try:
-            reply = asyncio.run(send())
-        except _Fault as fault:
+            reply = asyncio.run(once())
+        except Fault as fault:
             raise self._problem(fault, tried="") from fault.__cause__
         if reply.refused:
-            raise self._problem(_Fault(f"refuses a request: {reply.refused}", "check `endpoint`", again=False))
+            raise self._problem(Fault(f"refuses a request: {reply.refused}", "check `endpoint`", again=False))
         return reply.body
-
-    def _client(self, timeout: float | None = None) -> httpx.AsyncClient:
-        import httpx
-
-        key = self.spec.key()
-        return httpx.AsyncClient(
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout or self.spec.timeout, connect=min(10.0, self.spec.timeout), pool=None),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=self.spec.concurrency,
-                keepalive_expiry=2.0,  # before servers close an idle connection: uvicorn after 5 s
-            ),
-            trust_env=urlsplit(self.spec.endpoint).hostname not in LOOPBACK,  # no proxy in front of this machine
-        )
 
     def _check_key(self) -> None:
         if self.spec.api_key_env and not self.spec.key():
@@ -289,16 +173,69 @@ class Endpoint:
     def _named(self) -> str:
         return f"{self.who} at {self.spec.endpoint}"
 
-    def _problem(self, fault: _Fault, tried: str = "") -> PosttrainError:
+    def _problem(self, fault: Fault, tried: str = "") -> PosttrainError:
         return PosttrainError(Problem(f"{self._named} {fault.what}{tried}", remedy=fault.remedy))
 
 
-def _reason(answer: httpx.Response) -> str:
-    """What a server says of an error, in one line."""
-    text = answer.text
-    with contextlib.suppress(ValueError, AttributeError):
-        said = json.loads(text)
-        inner = said.get("error", said)
-        text = str(inner.get("message") or inner.get("detail") or text)
-    line = " ".join(text.split())
-    return (line if len(line) <= 300 else line[:297] + "...") or "no reason given"
+class _Flight:
+    """Requests in flight: as many as there is room for, a new one as soon as one ends.
+
+    The event loop runs inside `step` alone. What is asked between two steps (a reply parsed and written down) takes
+    milliseconds at most, and the server's next answers wait in the sockets.
+    """
+
+    def __init__(self, endpoint: Endpoint, url: str, waiting: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
+        self._endpoint, self._url, self._waiting = endpoint, url, waiting
+        self._session: aiohttp.ClientSession | None = None
+        self._flying: set[asyncio.Task[Reply]] = set()
+        self._landed: list[asyncio.Task[Reply]] = []
+        self._wake = asyncio.Event()
+        self._unreadable: Exception | None = None  # what reading the next request raised
+        self.fault: Fault | None = None
+        """The first request that failed for good; none is sent after it."""
+
+    async def step(self) -> list[Reply]:
+        """Replies that came, at least one; [] once there is nothing to wait for."""
+        if self._unreadable is not None:
+            raise self._unreadable
+        replies: list[Reply] = []
+        self._fill()
+        while self._flying and not replies:
+            await self._wake.wait()
+            self._wake.clear()
+            landed, self._landed = self._landed, []
+            for task in landed:
+                self._flying.remove(task)
+                try:
+                    replies.append(task.result())
+                except Fault as fault:
+                    self.fault = self.fault or fault
+            try:
+                self._fill()
+            except Exception as error:  # told once what came is handed out
+                self._unreadable = error
+        await asyncio.sleep(0)  # what is asked next is on its way before anybody looks at the replies
+        return replies
+
+    def _fill(self) -> None:
+        while self.fault is None and len(self._flying) < self._endpoint.spec.concurrency:
+            following = next(self._waiting, None)
+            if following is None:
+                return
+            if self._session is None:
+                self._session = open_session(self._endpoint.spec, self._endpoint.spec.timeout)
+            task = asyncio.create_task(self._endpoint.reply(self._session, self._url, *following))
+            self._flying.add(task)
+            task.add_done_callback(self._land)
+
+    def _land(self, task: asyncio.Task[Reply]) -> None:
+        self._landed.append(task)
+        self._wake.set()
+
+    async def end(self) -> None:
+        """Give up what is in flight."""
+        for task in self._flying:
+            task.cancel()
+        await asyncio.gather(*self._flying, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
