@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def main() -> None:
     if arguments.results:
         turns = {name: [round(each) for each in found] for name, found in speeds.items()}
         kept = {**line, "turns": turns, "prompts": arguments.prompts, "layers": arguments.layers}
+        kept["cores"] = len(os.sched_getaffinity(0))  # for server and client together
         arguments.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(line))
 

@@ -6,11 +6,13 @@ whole is not written again, whoever wrote it, and one whose checksum is wrong is
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from posttrain.data.arrow import ListColumn
 from posttrain.distill.cache import FINGERPRINT, LOW, check_fingerprint
@@ -32,6 +34,10 @@ Span = tuple[int, int]
 """Positions of tokens that are to be predicted, from the first to before the second."""
 
 
+Asked = tuple[Sequence[Sequence[int]], Sequence[Sequence[Span]]]
+"""Sequences of token ids with, for each, the spans asked about."""
+
+
 class TeacherLogprobs(Protocol):
     """Whatever knows the k most probable entries, and the mass of all others, before tokens that are given.
 
@@ -40,6 +46,13 @@ class TeacherLogprobs(Protocol):
     """
 
     def __call__(self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK: ...
+
+
+@runtime_checkable
+class StreamingTeacher(TeacherLogprobs, Protocol):
+    """A teacher that is asked about several batches at once, and gives one after the other, in order."""
+
+    def stream(self, asked: Iterable[Asked]) -> Iterator[TopK]: ...
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,9 @@ def fill(
     asked = 0
     if missing:
         (directory / MANIFEST).unlink(missing_ok=True)
-        teacher = open_teacher()
+        told = _told(open_teacher(), dataset, missing)
         for shard in missing:
-            _write(directory, shard, dataset, teacher, k, entries, progress)
+            _write(directory, shard, told, k, entries, progress)
             asked += shard.tokens
     _seal(directory, shards, k, entries)
     return asked
@@ -133,16 +146,33 @@ def _seal(directory: Path, shards: Sequence[Shard], k: int, entries: int) -> Non
     write_json(directory / MANIFEST, {**facts, "shards": records, "files": files})
 
 
+def _told(teacher: TeacherLogprobs, dataset: Dataset, shards: Sequence[Shard]) -> Iterator[tuple[list[int], TopK]]:
+    """What a teacher says of these shards, batch by batch: the supervised tokens of each row, and what was told.
+
+    One that streams is asked about the next batches, and the next shard's, while these are written down.
+    """
+    rows: deque[list[int]] = deque()
+
+    def asking() -> Iterator[Asked]:
+        for shard in shards:
+            for sequences, spans, tokens_of_row in _batches(dataset, shard):
+                rows.append(tokens_of_row)
+                yield sequences, spans
+
+    tops = teacher.stream(asking()) if isinstance(teacher, StreamingTeacher) else itertools.starmap(teacher, asking())
+    for top in tops:
+        yield rows.popleft(), top
+
+
 def _write(
     directory: Path,
     shard: Shard,
-    dataset: Dataset,
-    teacher: TeacherLogprobs,
+    told: Iterator[tuple[list[int], TopK]],
     k: int,
     entries: int,
     progress: Callable[[int], None],
 ) -> None:
-    """One shard, batch by batch: complete or absent."""
+    """One shard, batch by batch, from what is told next: complete or absent."""
     import pyarrow as pa
 
     path, record = directory / shard.file, shard.record(directory)
@@ -150,8 +180,11 @@ def _write(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another run may share the cache
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, _schema(k, entries)) as stream:
-            for sequences, spans, tokens_of_row in _batches(dataset, shard):
-                stream.write_batch(_encoded(teacher(sequences, spans), tokens_of_row, k, entries))
+            rows = 0
+            while rows < shard.rows:
+                tokens_of_row, top = next(told)
+                rows += len(tokens_of_row)
+                stream.write_batch(_encoded(top, tokens_of_row, k, entries))
                 progress(sum(tokens_of_row))
         size, crc = partial.stat().st_size, checksum(partial)
         partial.replace(path)

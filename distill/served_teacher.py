@@ -8,18 +8,19 @@ entry with the recipe's own copy, and the server's with that on texts.
 from __future__ import annotations
 
 import itertools
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from posttrain.distill.buckets import TopK
-from posttrain.distill.cache_write import Span
+from posttrain.distill.cache_write import Asked, Span
 from posttrain.distill.teacher import PROBES, check_tokenizers
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.endpoint import Endpoint, Reply
+from posttrain.model.endpoint import Endpoint
+from posttrain.model.http import Reply
 from posttrain.recipe.endpoint import EndpointSpec
 
 SAMPLED = 400
@@ -75,27 +76,50 @@ class ServedTeacher:
         Raises:
             PosttrainError: the server failed for good, or tells fewer log-probabilities than asked for.
         """
-        wanted = [(sequence, own) for sequence, own in zip(sequences, spans, strict=True) if own]
-        bodies = [
-            {"prompt": list(sequence), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self._top_k}
-            for sequence, _ in wanted
-        ]
-        ids, log_probs, tails = [], [], []
-        for reply, (sequence, own) in zip(self._endpoint.ask_all("completions", bodies), wanted, strict=True):
-            told = self._told(reply, len(sequence))
-            self.tokens += len(sequence)
-            for start, end in own:
-                for position in range(start, end):
-                    row = self._row(told[position])
-                    ids.append(row[0])
-                    log_probs.append(row[1])
-                    tails.append(row[2])
-        shape = (len(ids), self._top_k)
-        return TopK(
-            torch.tensor(ids, dtype=torch.long).reshape(shape),
-            torch.tensor(log_probs, dtype=torch.float32).reshape(shape),
-            torch.tensor(tails, dtype=torch.float32),
-        )
+        (top,) = self.stream([(sequences, spans)])
+        return top
+
+    def stream(self, asked: Iterable[Asked]) -> Iterator[TopK]:
+        """The distributions of one batch of sequences after the other (`__call__`).
+
+        The server is asked about the next batches meanwhile, `concurrency` sequences at once, and what it tells is
+        read as it comes: a sequence's entries are megabytes of JSON.
+        """
+        parts: dict[int, list[TopK | None]] = {}  # of a batch
+        missing: dict[int, int] = {}  # sequences of a batch
+        places: dict[int, tuple[int, int, int, Sequence[Span]]] = {}
+        numbers = itertools.count()
+
+        def bodies() -> Iterator[dict[str, Any]]:
+            for batch, (sequences, spans) in enumerate(asked):
+                wanted = [(sequence, own) for sequence, own in zip(sequences, spans, strict=True) if own]
+                parts[batch], missing[batch] = [None] * len(wanted), len(wanted)
+                for at, (sequence, own) in enumerate(wanted):
+                    places[next(numbers)] = batch, at, len(sequence), own
+                    yield {
+                        "prompt": list(sequence),
+                        "max_tokens": 1,
+                        "temperature": 0.0,
+                        "prompt_logprobs": self._top_k,
+                    }
+
+        following = 0
+        for reply in self._endpoint.ask("completions", bodies()):
+            batch, at, length, own = places.pop(reply.place)
+            told = self._told(reply, length)
+            positions = [told[position] for start, end in own for position in range(start, end)]
+            parts[batch][at] = top_of(positions, entries=self._entries, k=self._top_k)
+            missing[batch] -= 1
+            self.tokens += length
+            while missing.get(following) == 0:
+                yield self._whole(parts.pop(following))
+                following += 1
+        for batch in sorted(parts):  # nothing was asked about these
+            yield self._whole(parts[batch])
+
+    def _whole(self, parts: Sequence[TopK | None]) -> TopK:
+        own = [part for part in parts if part is not None]
+        return TopK.concatenate(own or [top_of([], entries=self._entries, k=self._top_k)])
 
     def _told(self, reply: Reply, length: int) -> list[Any]:
         """What the server says of a sequence, position by position; None at the first."""
@@ -111,23 +135,37 @@ class ServedTeacher:
             raise PosttrainError(Problem(what, remedy=remedy))
         return told
 
-    def _row(self, told: dict[str, dict[str, Any]]) -> tuple[list[int], list[float], float]:
-        """One distribution: ids and logarithms of the most probable entries, and of the mass of all others."""
-        known = {int(token): float(entry["logprob"]) for token, entry in told.items() if int(token) < self._entries}
-        best = sorted(known, key=lambda token: -known[token])[: self._top_k]
-        log_probs = [max(known[token], LOWEST) for token in best]
-        # Where padding stood among the most probable ones: entries that are as good as impossible take its place.
-        spare = (token for token in range(self._entries) if token not in known)
-        while len(best) < self._top_k:
-            best.append(next(spare))
-            log_probs.append(LOWEST)
-        padding = sum(math.exp(entry["logprob"]) for token, entry in told.items() if int(token) >= self._entries)
-        rest = 1.0 - math.fsum(map(math.exp, log_probs)) - padding
-        return best, log_probs, math.log(rest) if rest > SURE else -math.inf
-
     @property
     def _named(self) -> str:
         return f"the teacher at {self._endpoint.spec.endpoint}"
+
+
+def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: int) -> TopK:
+    """The distributions (N) that a server tells as {id: {"logprob": nats}}, at least k entries each, in any order.
+
+    Args:
+        entries: what stands at these ids and above is padding: its mass is left out of the tail.
+    """
+    counts = np.fromiter(map(len, told), np.int64, len(told))
+    shape = (len(told), max(k, *counts)) if told else (0, k)
+    there_N_W = np.arange(shape[1]) < counts[:, None]
+    ids_N_W, logs_N_W = np.full(shape, entries), np.full(shape, -np.inf)
+    ids_N_W[there_N_W] = np.fromiter((int(token) for row in told for token in row), np.int64)
+    logs_N_W[there_N_W] = np.fromiter((entry["logprob"] for row in told for entry in row.values()), np.float64)
+    known_N_W = ids_N_W < entries
+    padding = np.exp(np.where(known_N_W, -np.inf, logs_N_W)).sum(1)
+    logs_N_W = np.where(known_N_W, logs_N_W.clip(min=LOWEST), -np.inf)
+    best_N_K = np.argsort(-logs_N_W, axis=1, kind="stable")[:, :k]
+    ids_N_K, logs_N_K = (np.take_along_axis(each, best_N_K, axis=1) for each in (ids_N_W, logs_N_W))
+    # Where padding stood among the most probable ones: entries that are as good as impossible take its place.
+    for row in np.flatnonzero((ids_N_K >= entries).any(1)):
+        known = set(ids_N_W[row].tolist())
+        spare = (token for token in range(entries) if token not in known)
+        for at in np.flatnonzero(ids_N_K[row] >= entries):
+            ids_N_K[row, at], logs_N_K[row, at] = next(spare), LOWEST
+    rest = 1.0 - np.exp(logs_N_K).sum(1) - padding
+    tail = np.where(rest > SURE, np.log(rest.clip(min=SURE)), -np.inf)
+    return TopK(torch.from_numpy(ids_N_K), torch.from_numpy(logs_N_K).float(), torch.from_numpy(tail).float())
 
 
 def _texts(tokenizer: Any) -> Iterator[str]:

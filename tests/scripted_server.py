@@ -23,13 +23,14 @@ class Scripted:
             raise `Hangup` to close the connection in the middle of an answer, and sleep to be slow.
         asked: (path, body, headers) of every request but those for the list of models.
         in_flight, most_in_flight: requests being answered now, and at most.
+        connections: opened so far.
     """
 
     def __init__(self, answer: Callable[[str, Body], Any]) -> None:
         self.answer = answer
         self.models = ["teacher"]
         self.asked: list[tuple[str, Body, dict[str, str]]] = []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self.connections = 0
         self.lock = threading.Lock()
         self.url = ""
 
@@ -50,6 +51,11 @@ def scripted(answer: Callable[[str, Body], Any], port: int = 0) -> Iterator[Scri
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            with script.lock:
+                script.connections += 1
 
         def do_GET(self) -> None:
             self._send(200, {"object": "list", "data": [{"id": name} for name in script.models]})

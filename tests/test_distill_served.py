@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 from posttrain.distill.agreement import measure
+from posttrain.distill.cache import LogprobCache
 from posttrain.distill.cache_stage import open_teacher
-from posttrain.distill.served_teacher import ServedTeacher, spans_of
+from posttrain.distill.cache_write import fill
+from posttrain.distill.served_teacher import ServedTeacher, spans_of, top_of
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
@@ -24,7 +28,7 @@ from posttrain.recipe.stage import Stage, StageContext
 from posttrain.recipe.teacher import Teachers
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.templates.families import get_family
-from tests.scripted_server import scripted
+from tests.scripted_server import scripted, slowly
 
 QWEN3 = get_family("qwen3")
 SHAPE = {
@@ -193,6 +197,46 @@ def test_padding_has_no_part_in_what_is_told() -> None:
     assert buckets == pytest.approx((expected / expected.sum()).double(), abs=1e-5)
 
 
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_what_a_server_tells_is_sorted_and_the_rest_is_one_number(k: int) -> None:
+    draw, entries = np.random.default_rng(k), 40
+    told = []
+    for _ in range(60):
+        some = draw.choice(50, size=k + int(draw.integers(0, 3)), replace=False)  # those from 40 on are padding
+        logs = np.log(draw.dirichlet(np.ones(len(some) + 1))[1:])
+        told.append({str(token): {"logprob": float(one)} for token, one in zip(some, logs, strict=True)})
+    top = top_of(told, entries=entries, k=k)
+    for row, entry in enumerate(told):
+        masses = {int(token): np.exp(own["logprob"]) for token, own in entry.items()}
+        best = sorted((token for token in masses if token < entries), key=lambda token: -masses[token])[:k]
+        ids, found = top.ids[row].tolist(), top.log_probs[row].double().exp().tolist()
+        expected = [masses[one] for one in best] + [0] * (k - len(best))
+        assert ids[: len(best)] == best and found == pytest.approx(expected)
+        assert len(set(ids)) == k and max(ids) < entries
+        padding = sum(mass for token, mass in masses.items() if token >= entries)
+        assert float(top.tail[row].exp()) == pytest.approx(1 - sum(expected) - padding, abs=1e-6)
+    assert top_of([], entries=entries, k=k).ids.shape == (0, k)
+
+
+def test_the_next_batches_are_asked_about_meanwhile_and_told_in_order() -> None:
+    """A server that answers nobody before eight are waiting, the first last."""
+    together = threading.Barrier(8)
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        together.wait(timeout=20)
+        first = body["prompt"][0]
+        told = [None, *({str(first): {"logprob": -0.5}} for _ in body["prompt"][1:])]
+        return slowly(0.05 if first == 0 else 0, {"choices": [{"prompt_logprobs": told}]})
+
+    batches: list[Any] = [([[number, 1, 2], [number + 1, 1]], [[(1, 3)], [(1, 2)]]) for number in range(0, 16, 2)]
+    batches.insert(1, ([[30, 31]], [[]]))  # nothing is asked about it
+    with scripted(answer) as it:
+        teacher = ServedTeacher(endpoint(it.url).model_copy(update={"concurrency": 8}), entries=50, top_k=1)
+        told = [top.ids.flatten().tolist() for top in teacher.stream(batches)]
+    assert told == [[0, 0, 1], [], *([number, number, number + 1] for number in range(2, 16, 2))]
+    assert len(it.asked) == 16 and teacher.tokens == 8 * 5
+
+
 def test_runs_of_chosen_tokens() -> None:
     assert spans_of([True, True, False, True], 5) == [(5, 7), (8, 9)]
     assert spans_of([False, False], 3) == [] and spans_of([False, True], 3) == [(4, 5)]
@@ -239,6 +283,30 @@ def test_a_model_agrees_with_itself_and_less_with_another(root: Path) -> None:
 def test_a_teacher_that_is_gone_leaves_the_stage_finished(root: Path) -> None:
     found = agreement(root, endpoint("http://127.0.0.1:9"))
     assert "is not reachable" in found["not_measured"]
+
+
+def test_a_server_that_dies_while_a_cache_is_filled_costs_no_shard_that_was_whole(root: Path, tmp_path: Path) -> None:
+    flagship, entries = RunDir(root).stage("flagship").model, len(load_tokenizer(RunDir(root).base))
+    rows = [list(range(5 + number, 15 + number)) for number in range(12)]  # nine positions each, three rows a shard
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    options: dict[str, Any] = {"k": 8, "entries": entries, "shard_tokens": 27}
+    answer, asked = telling(flagship), itertools.count()
+
+    def filled(name: str, url: str) -> LogprobCache:
+        one_at_a_time = endpoint(url).model_copy(update={"concurrency": 1})
+        fill(tmp_path / name, data, lambda: ServedTeacher(one_at_a_time, entries=entries, top_k=8), {}, **options)
+        return LogprobCache(tmp_path / name)
+
+    with scripted(lambda path, body: answer(path, body) if next(asked) < 7 else (503, b"gone")) as it:
+        with pytest.raises(PosttrainError, match="HTTP 503"):
+            filled("broken", it.url)
+        assert not list((tmp_path / "broken").glob("*.partial"))
+        it.answer, it.asked = answer, []
+        broken = filled("broken", it.url)
+        assert len(it.asked) == 6  # two of four shards stood
+        whole = filled("whole", it.url)
+    mine, theirs = broken.read(list(range(12))), whole.read(list(range(12)))
+    assert torch.equal(mine.ids, theirs.ids) and torch.equal(mine.log_probs, theirs.log_probs)
 
 
 def test_log_probabilities_to_be_stored_may_come_from_a_server(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import threading
 import time
@@ -66,7 +67,7 @@ def test_replies_come_in_the_order_of_the_requests_with_as_many_in_flight_as_all
     with scripted(answer) as it:
         replies = Endpoint(spec(it.url, concurrency=16)).ask_all(CHAT, bodies(64), done.append)
     assert texts(replies) == [str(number) for number in range(64)]
-    assert sum(done) == 64 and it.most_in_flight == 16
+    assert sum(done) == 64 and it.most_in_flight == it.connections == 16
     assert {body["model"] for _, body, _ in it.asked} == {"teacher"} and it.asked[0][0] == "/v1/chat/completions"
 
 
@@ -81,6 +82,40 @@ def test_requests_are_read_only_as_far_as_there_is_room() -> None:
     with scripted(echo) as it:
         first = list(itertools.islice(Endpoint(spec(it.url, concurrency=4)).ask(CHAT, endless()), 10))
     assert len(first) == 10 and len(read) <= 10 + 2 * 4
+
+
+def test_the_next_request_is_on_its_way_before_a_reply_is_looked_at() -> None:
+    with scripted(echo) as it:
+        replies = Endpoint(spec(it.url, concurrency=1)).ask(CHAT, bodies(3))
+        for number in range(1, 4):
+            next(replies)
+            until = time.monotonic() + 10
+            while len(it.asked) < min(number + 1, 3):
+                assert time.monotonic() < until, "the server waits for whoever reads the reply"
+                time.sleep(0.01)
+
+
+def test_what_was_answered_is_handed_out_before_requests_that_cannot_be_read() -> None:
+    def broken() -> Any:
+        yield from bodies(2)
+        raise OSError("no space left")
+
+    got = []
+    with scripted(echo) as it, pytest.raises(OSError, match="no space left"):
+        for reply in Endpoint(spec(it.url, concurrency=1)).ask(CHAT, broken()):
+            got.append(reply.place)
+    assert got == [0, 1]
+
+
+def test_whoever_stops_listening_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    with scripted(lambda path, body: slowly(0.1, echo(path, body))) as it:
+        replies = Endpoint(spec(it.url, concurrency=8)).ask(CHAT, bodies(100))
+        next(replies)
+        replies.close()  # type: ignore[attr-defined]
+        sent = len(it.asked)
+        time.sleep(0.3)
+    assert len(it.asked) == sent < 24
+    assert not caplog.records  # no request that was given up is tried again
 
 
 @pytest.mark.parametrize(
@@ -183,6 +218,21 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     with scripted(echo) as it:
         Endpoint(spec(it.url, api_key_env="TEACHER_KEY")).ask_all(CHAT, bodies(1))
     assert it.asked[0][2]["authorization"] == "Bearer secret-1"
+
+
+def test_a_key_that_is_no_header_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "secret\n1")
+    with scripted(echo) as it, pytest.raises(PosttrainError, match="the key or `endpoint`") as error:
+        Endpoint(spec(it.url, api_key_env="TEACHER_KEY")).ask_all(CHAT, bodies(1))
+    assert not it.asked and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["ä\u2028 \U0001f600", "half \\ud83d of one"])
+def test_what_a_server_writes_is_read_as_json_reads_it(text: str) -> None:
+    answer = f'{{"choices": [{{"message": {{"content": "{text}"}}, "finish_reason": "stop"}}]}}'.encode()
+    with scripted(lambda path, body: (200, answer)) as it:
+        (reply,) = Endpoint(spec(it.url, patience=0)).ask_all(CHAT, bodies(1))
+    assert reply.body == json.loads(answer)
 
 
 @pytest.mark.parametrize("data", [[1], [None], ["x"], "x", None, [{"name": "teacher"}]])

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.endpoint import Endpoint, Reply
+from posttrain.model.endpoint import Endpoint
 from posttrain.model.generation import Completion, Prompt, seed_of
+from posttrain.model.http import Reply
 from posttrain.templates.families import Family, Mode, Sampling
 from posttrain.templates.parse import ToolCall, parse
 from posttrain.templates.render import last_flag
@@ -63,7 +64,7 @@ class ServedGenerator:
         sampling: Mapping[Mode, Sampling] | None = None,
     ) -> None:
         self._endpoint, self._family, self._max_new_tokens = endpoint, family, max_new_tokens
-        self._sampling = {**family.sampling, **(sampling or {})}
+        self._sampled = {mode: _fields(one) for mode, one in {**family.sampling, **(sampling or {})}.items()}
         self._too_long = 0
 
     def __call__(
@@ -97,12 +98,12 @@ class ServedGenerator:
             log.warning(what, self._too_long, self._max_new_tokens, self._endpoint.who)
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
-        sampling = self._sampling[prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode]
+        mode = prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode
         body: dict[str, Any] = {
             "messages": [_message(message) for message in prompt.messages],
             "max_tokens": self._max_new_tokens,
             "return_token_ids": True,
-            **{key: value for key, value in dataclasses.asdict(sampling).items() if value or key == "temperature"},
+            **self._sampled[mode],
         }
         if prompt.mode is not None and len(self._family.modes) > 1:
             body["chat_template_kwargs"] = {"enable_thinking": prompt.mode == "thinking"}
@@ -183,6 +184,11 @@ class ServedGenerator:
             closed_by=None,
             truncated=True,
         )
+
+
+def _fields(sampling: Sampling) -> dict[str, Any]:
+    """Of a request; what is off is left out."""
+    return {key: value for key, value in dataclasses.asdict(sampling).items() if value or key == "temperature"}
 
 
 def _limited(prompt: Prompt) -> bool:
