@@ -78,6 +78,12 @@ class Family:
     tool_call_close: str = "</tool_call>"
 
     @property
+    def markers(self) -> tuple[str, ...]:
+        """What a model has to have as tokens of their own to be trained in this dialect."""
+        thinking = (self.think_open, self.think_close) if self.default_mode == "thinking" else ()
+        return (self.message_start, self.message_end, *thinking)
+
+    @property
     def thinks(self) -> bool:
         """Whether the templates of this family render a think block at all."""
         return self.kind in ("hybrid", "thinking")

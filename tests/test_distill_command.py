@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,53 @@ def test_rows_without_answers_are_named_with_their_columns(models: Path, tmp_pat
     path.write_text('{"prompt": "a", "mark": "b"}\n')
     with pytest.raises(PosttrainError, match=r"no column of answers.*prompt, mark"):
         write_distillation(asked(models, tmp_path, data=[str(path)]))
+
+
+def stranger(models: Path, folder: Path, template: str) -> Path:
+    """The teacher as another project leaves it: without posttrain.json, with this chat template of trl's."""
+    shutil.copytree(models / "teacher", folder)
+    (folder / "posttrain.json").unlink()
+    text = (resources.files("trl") / "chat_templates" / template).read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "family", "why"),
+    [
+        ("qwen2_5.jinja", "qwen2_5", "renders as the teacher's does"),
+        ("qwen3.jinja", "qwen3", "renders as the teacher's does"),
+        ("llama3.jinja", "qwen3", "is none of qwen3"),
+    ],
+)
+def test_the_family_is_told_by_the_teachers_chat_template(
+    models: Path, tmp_path: Path, template: str, family: str, why: str
+) -> None:
+    teacher = stranger(models, tmp_path / "teacher", template)
+    file, _ = write_distillation(asked(models, tmp_path, teacher=str(teacher)))
+    recipe = load_recipe(file).recipe
+    assert recipe.template.family == family and why in file.read_text()
+    modes = {"thinking", "non_thinking"} if family == "qwen3" else {"non_thinking"}
+    assert set(recipe.stages["off_policy"].modes) == modes  # type: ignore[attr-defined]
+
+
+def test_markers_that_the_student_will_be_given_are_no_difference(models: Path, tmp_path: Path) -> None:
+    """A flagship made from the student's family has think tokens, which the student gets when its run begins."""
+    tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=330)
+    shape = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
+    spec = ModelSpec(architecture="Qwen3ForCausalLM", config=shape, tokenizer=tokenizer)
+    build_policy(spec, get_family("qwen3"), tmp_path / "teacher", seed=1, texts=["some words"] * 20)
+    shutil.copytree(tmp_path / "teacher", tmp_path / "student")
+    path = tmp_path / "student" / "tokenizer.json"
+    said = read_json(path)
+    given = {"teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student")}
+    markers = ("<think>", "</think>")
+    for changed, second in (({}, "on_policy"), ({"<|im_end|>": "<|end|>"}, "gold")):
+        left = [one for one in said["added_tokens"] if one["content"] not in markers]
+        left = [one | {"content": changed.get(one["content"], one["content"])} for one in left]
+        path.write_text(json.dumps(said | {"added_tokens": left}))
+        file, _ = write_distillation(asked(models, tmp_path, output=tmp_path / second, **given))
+        assert list(load_recipe(file).recipe.stages) == ["off_policy", second]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
 from posttrain.templates.families import FAMILIES, Family, Mode, get_family
+from posttrain.templates.recognize import family_of_template
 from posttrain.templates.render import last_flag, render, render_training, template_text
 
 FAMILY = st.sampled_from(sorted(FAMILIES)).map(get_family)
@@ -167,6 +168,18 @@ def test_served_template_renders_what_the_official_one_does(data: st.DataObject,
     mode = _mode(enable)
     if mode in (None, *family.modes):
         assert render(messages, family, tools=options["tools"], mode=mode, add_generation_prompt=prompt) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_a_family_is_recognized_by_the_official_text(family: Family) -> None:
+    assert family_of_template(official(family)) == family
+
+
+@pytest.mark.parametrize("name", ["llama3.jinja", "gemma.jinja", "deepseekv3.jinja", "qwen2_5_vl.jinja"])
+def test_another_dialect_is_no_family(name: str) -> None:
+    text = (resources.files("trl") / "chat_templates" / name).read_text(encoding="utf-8")
+    assert family_of_template(text) is None
+    assert family_of_template("{{ nothing.of.the.kind }}") is None and family_of_template("{% if %}") is None
 
 
 def test_official_text_is_the_one_this_was_written_for() -> None:

@@ -221,10 +221,7 @@ def _first_line(error: BaseException) -> str:
 
 def _add_think_tokens(model: Any, tokenizer: Any, family: Family) -> list[str]:
     """Give a model the family's markers it lacks, and embeddings for them; say so."""
-    wanted = [family.message_start, family.message_end]
-    if family.default_mode == "thinking":
-        wanted += [family.think_open, family.think_close]
-    missing = [token for token in wanted if len(tokenizer(token, add_special_tokens=False).input_ids) != 1]
+    missing = [token for token in family.markers if len(tokenizer(token, add_special_tokens=False).input_ids) != 1]
     if missing:
         tokenizer.add_tokens(missing)
         log.info("added to the vocabulary: %s", " ".join(missing))

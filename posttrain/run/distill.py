@@ -13,8 +13,9 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json, write_text
 from posttrain.recipe.schema import ModelSpec
 from posttrain.run.distill_data import as_name, as_written, data_sets
+from posttrain.run.model_directory import family_at, told_family
 from posttrain.run.output import check_directory_to_write, check_file_to_write
-from posttrain.templates.families import get_family
+from posttrain.templates.families import FAMILIES, Family, get_family
 
 BATCH, ACCUMULATION = 8, 4
 WIDTH, RATE = 1024, 2e-5
@@ -95,7 +96,7 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
     data = data_sets(asked.data, asked.verifier, folder)
     rate, why_rate = _rate(asked.student)
     tokens = _tokens(asked)
-    family = get_family(asked.family or _family_of(asked.teacher))
+    family, why_family = _family(asked)
     rows = sum(one.rows - one.reserve for one in data)
     batch = max(1, min(BATCH, rows // 2))
     accumulation = max(1, min(ACCUMULATION, rows // (4 * batch)))
@@ -109,6 +110,7 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "student": json.dumps(as_written(asked.student, folder)),
         "student_words": Path(asked.student).name,
         "family": family.name,
+        "why_family": why_family,
         "data": data,
         "names": ", ".join(one.name for one in data),
         "tokens": tokens,
@@ -117,7 +119,7 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "both": len(family.modes) > 1 and bool(family.flags),
         "batch": batch,
         "accumulation": accumulation,
-        "crosses": _tokenizers_differ(asked.teacher, asked.student),
+        "crosses": _tokenizers_differ(asked.teacher, asked.student, family),
         "steps": max(1, min(200, rows // (batch * accumulation))),
         "off_policy_rate": f"{rate:.0e}",
         "on_policy_rate": f"{rate / 2:.0e}",
@@ -144,13 +146,16 @@ def _teacher(asked: Asked) -> tuple[Any, str]:
     return {"endpoint": asked.teacher, "model": model}, Path(model).name
 
 
-def _tokenizers_differ(teacher: str, student: str) -> bool:
+def _tokenizers_differ(teacher: str, student: str, family: Family) -> bool:
     """Whether two local models' tokenizers have other entries; False where that cannot be told from here."""
     ours, theirs = _entries(student), _entries(teacher)
-    return ours is not None and theirs is not None and ours != theirs
+    if ours is None or theirs is None:
+        return False
+    given = [marker for marker in family.markers if marker not in ours]  # to the student, when its run begins
+    return ours | {marker: len(ours) + place for place, marker in enumerate(given)} != theirs
 
 
-def _entries(model: str) -> Mapping[str, int] | None:
+def _entries(model: str) -> dict[str, int] | None:
     """The entries of a local model's tokenizer by their text."""
     try:
         said = read_json(Path(model).expanduser() / "tokenizer.json")
@@ -183,12 +188,23 @@ def _name(asked: Asked, teacher: str) -> str:
     return as_name(f"{Path(asked.student).name}-from-{teacher}")
 
 
-def _family_of(teacher: str) -> str:
+def _family(asked: Asked) -> tuple[Family, str]:
+    """The template family, and what tells it."""
+    if asked.family:
+        return get_family(asked.family), "as asked"
+    teacher = Path(asked.teacher).expanduser()
     try:
-        said = read_json(Path(teacher).expanduser() / "posttrain.json")
-    except ValueError:
-        said = None  # told when the recipe is checked
-    return str(said.get("family", "qwen3")) if isinstance(said, dict) else "qwen3"
+        if read_json(teacher / "posttrain.json"):
+            return family_at(teacher), "the teacher's own"
+        told = told_family(teacher)
+    except (ValueError, KeyError):
+        told = None  # told when the recipe is checked
+    if told is not None:
+        return told, "its chat template renders as the teacher's does"
+    if (teacher / "config.json").exists():
+        names = ", ".join(FAMILIES)
+        return get_family("qwen3"), f"the teacher's chat template is none of {names}: it is asked in this one"
+    return get_family("qwen3"), "nothing here tells the teacher's; --family chooses"
 
 
 def _shape(student: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json
 from posttrain.recipe.weights import directory_faults
 from posttrain.templates.families import Family, get_family
+from posttrain.templates.recognize import family_of_template
 
 
 def check_directory(directory: Path, remedy: str) -> None:
@@ -36,11 +37,26 @@ def problems_of(directory: Path) -> list[Problem]:
 
 
 def family_at(directory: Path) -> Family:
-    """What the run that made the model wrote beside it, stop text included; else Qwen3."""
-    facts = read_json(directory / "posttrain.json") or {"family": "qwen3"}
+    """What the run that made the model wrote beside it, stop text included; else its chat template's; else Qwen3."""
+    facts = read_json(directory / "posttrain.json")
+    if not facts:
+        return told_family(directory) or get_family("qwen3")
     family = get_family(facts["family"])
     stop = facts.get("stop_thinking")
     return family if stop is None else dataclasses.replace(family, stop_thinking=stop)
+
+
+def told_family(directory: Path) -> Family | None:
+    """The family that renders as the chat template of a model's directory does; None where there is none."""
+    own = directory / "chat_template.jinja"
+    try:
+        text = own.read_text(encoding="utf-8") if own.exists() else None
+        text = text or (read_json(directory / "tokenizer_config.json") or {}).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None  # told when the tokenizer is loaded
+    if isinstance(text, list):  # several, by name
+        text = next((one.get("template") for one in text if one.get("name") == "default"), None)
+    return family_of_template(text) if isinstance(text, str) else None
 
 
 def load(directory: Path) -> tuple[Any, Any]:
