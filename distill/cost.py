@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from posttrain.model.artifacts import StageDir, read_json
+from posttrain.model.artifacts import StageDir, read_json, read_rows
 
 
 def cost(stage: StageDir) -> dict[str, Any]:
@@ -35,10 +35,8 @@ def cost(stage: StageDir) -> dict[str, Any]:
 def _last_figures(path: Path) -> dict[str, Any]:
     """The latest of each figure that grows."""
     found: dict[str, Any] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):
-                found |= {key: value for key, value in json.loads(line).items() if key.startswith(("tokens/", "num_"))}
+    for row in read_rows(path):
+        found |= {key: value for key, value in row.items() if key.startswith(("tokens/", "num_"))}
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.model.artifacts import write_text
+from posttrain.model.artifacts import read_rows, write_text
 from posttrain.progress import progress
 from posttrain.sft.sampler import Sampler, identity, open_sampler
 from posttrain.tasks.task import derive_seed
@@ -85,9 +85,7 @@ def _kept(path: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     """Rates measured before, of the rows that still stand in the same places; none if other things were measured."""
     if not path.exists():
         return []
-    # A line that a kill cut off has no closing brace.
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    first, *lines = [json.loads(line) for line in whole] or [None]
+    first, *lines = read_rows(path) or [{}]
     if first != head:
         log.info("pass rates were measured otherwise before (%s); measured anew", path)
         return []

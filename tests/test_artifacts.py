@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from posttrain.model.artifacts import MANIFEST, faults_of, is_complete, seal, write_json, write_text
+from posttrain.model.artifacts import MANIFEST, faults_of, is_complete, read_rows, seal, write_json, write_text
 from posttrain.recipe.demands import parse_demand
 from posttrain.run.gates import figure, missed
 
@@ -78,3 +79,16 @@ def test_demands_are_comparisons() -> None:
         with pytest.raises(ValueError, match="no demand"):
             parse_demand(text)
     assert figure(SCORES, "thinking") is None
+
+
+def test_rows_are_read_line_by_line_whatever_breaks_lines_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    rows = [{"text": mark, "more": {"n": n}} for n, mark in enumerate("\x0b\x1c\x85\u2028\u2029")]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for cut in (
+        '{"text": "a", "more": {"n": 1}',
+        '{"text": "\u00e9',
+    ):  # what a kill leaves, in the middle of a letter too
+        path.write_bytes((whole + cut).encode()[:-1] + b"\n" + whole.encode())
+        assert read_rows(path) == rows * 2

@@ -135,6 +135,12 @@ def test_prompt_and_completion_become_a_conversation(tmp_path: Path, row: dict[s
         ({"messages": [{"role": "user", "content": None}]}, "message 1 (user) has no content"),
         ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "only an assistant turn"),
         (chat(1, "<think>never closed"), "malformed: unclosed_think"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"arguments": {}}]}]}, "has no 'name'"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}]}, "has no 'name'"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}]},
+            "'f' are an object or",
+        ),
         ({**chat(1), "tools": "not json"}, "'tools' is text that is no JSON"),
         ({**chat(1), "difficulty": "hard"}, "'difficulty' is a whole number, not 'hard'"),
         ({**chat(1), "difficulty": 2**40}, "whole number"),

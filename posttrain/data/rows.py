@@ -194,6 +194,8 @@ def _message(value: Any, position: int) -> Row:
     if calls := value.get("tool_calls"):
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise BadRow(f"message {position}: 'tool_calls' is a list of objects")
+        for call in calls:
+            _check_tool_call(call.get("function") or call, position)
         message["tool_calls"] = [_tool_call(call) for call in calls]
     if role != "assistant" and "reasoning_content" in message:
         raise BadRow(f"message {position}: only an assistant turn can have reasoning_content")
@@ -210,6 +212,16 @@ def _content(value: Any, position: int) -> str | None:
     ):
         return "".join(part["text"] for part in value)
     raise BadRow(f"message {position}: 'content' is text, not {kind_of(value)}")
+
+
+def _check_tool_call(function: Any, position: int) -> None:
+    """A template writes whatever it is given: a call without a name would be learned."""
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise BadRow(f"message {position}: a tool call has no 'name' that is text")
+    arguments = function.get("arguments")
+    if arguments is not None and not isinstance(arguments, str | Mapping):
+        raise BadRow(f"message {position}: the arguments of {name!r} are an object or JSON, not {kind_of(arguments)}")
 
 
 def _tool_call(call: Mapping[str, Any]) -> Row:

@@ -63,6 +63,20 @@ def read_json(path: Path) -> Any:
         raise Damaged(Problem(f"not JSON ({error})", str(path), remedy=remedy)) from error
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line; [] where there is no file. Lines that a kill cut off are left out."""
+    rows = []
+    # Not `splitlines`: it breaks at U+0085 and U+2028 too, which a text in JSON may hold as they are.
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
 def checksum(path: Path) -> int:
     """The CRC-32 of a file."""
     value = 0

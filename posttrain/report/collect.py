@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,12 @@ from typing import Any
 import yaml
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.artifacts import RunDir, read_json
+from posttrain.model.artifacts import RunDir, read_json, read_rows
 
 MODES = ("thinking", "non_thinking")
 ROLLOUTS = 8  # of the last ones that a stage of RL kept to read
 WHOLE = ("think_follow", "pair_accuracy")
 """Figures of a stage that are no mode's."""
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; [] where there is none. A line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def collect(run: RunDir) -> dict[str, Any]:
@@ -98,11 +90,11 @@ def _stage(run: RunDir, name: str, options: Mapping[str, Any]) -> dict[str, Any]
         "budget_curve": evaluation["budget_curve"],
         "funnel": (read_json(directory.data / "manifest.json") or {}).get("funnel"),
         "agreement": read_json(directory.path / "agreement.json"),
-        "metrics": read_lines(directory.metrics),
-        "curve": read_lines(directory.curve),
-        "samples": read_lines(directory.samples),
-        "rollouts": read_lines(directory.path / "rollouts.jsonl")[-ROLLOUTS:],
-        "examples": read_lines(directory.data / "examples.jsonl"),
+        "metrics": read_rows(directory.metrics),
+        "curve": read_rows(directory.curve),
+        "samples": read_rows(directory.samples),
+        "rollouts": read_rows(directory.path / "rollouts.jsonl")[-ROLLOUTS:],
+        "examples": read_rows(directory.data / "examples.jsonl"),
     }
 
 

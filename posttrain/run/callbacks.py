@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from posttrain.model.artifacts import read_json, seal, write_json, write_text
+from posttrain.model.artifacts import read_json, read_rows, seal, write_json, write_text
 from posttrain.model.inference import decoding_mode, lockstep
 from posttrain.progress import progress
 
@@ -25,8 +25,7 @@ CLOCK = "train_seconds.json"
 def keep_lines_up_to(path: Path, step: int) -> None:
     """Drop the lines of a JSONL file that a killed run wrote after the checkpoint it is resumed from."""
     if path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
     turn = 0
     while True:
         print(f"\n[{mode}, budget {thinking_budget}] > ", end="", flush=True)
-        line = sys.stdin.readline()
+        line = _line()
         if not line or line.strip() == "/quit":
             print()
             return
@@ -47,14 +48,22 @@ def chat(directory: Path, *, thinking_budget: int, max_new_tokens: int) -> None:
             if mode not in family.modes:
                 mode = family.default_mode
                 print(f"{family.name} knows {mode} only")
-        elif command == "/budget" and argument.lstrip("-").isdigit():
+        elif command == "/budget" and re.fullmatch(r"-1|[0-9]+", argument.strip(), re.ASCII):
             thinking_budget = int(argument)
-        elif command == "/clear":
+        elif command == "/clear" and not argument:
             history = []
+        elif re.fullmatch("/[a-z_]*", command) and (command not in ("/think", "/no_think") or not argument):
+            print(f"no such command: {line.strip()}\n{HELP}")
         elif line.strip():
             history.append({"role": "user", "content": line.strip()})
             turn += 1
             history.append(_answer(generate, history, mode, thinking_budget, seed=turn))
+
+
+def _line() -> str:
+    """The next line of standard input, "" at its end; bytes that are no UTF-8 are replaced, and end no chat."""
+    line = sys.stdin.buffer.readline() if hasattr(sys.stdin, "buffer") else sys.stdin.readline().encode()
+    return line.decode(errors="replace")
 
 
 def _answer(generate: Generator, history: list[Message], mode: Mode, thinking_budget: int, *, seed: int) -> Message:

@@ -37,7 +37,7 @@ def rows(name: str) -> list[Row]:
     """
     path = present(name)
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     if not found or not all(isinstance(row, dict) for row in found):
@@ -111,7 +111,7 @@ def _lines(member: str) -> Callable[[zipfile.ZipFile], Iterator[Row]]:
         content = archive.read(member)
         if member.endswith(".gz"):
             content = gzip.decompress(content)
-        for line in content.decode().splitlines():
+        for line in content.splitlines():
             if line.strip():
                 yield json.loads(line)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation.scores import Z
-from posttrain.model.artifacts import is_complete, read_json
+from posttrain.model.artifacts import is_complete, read_json, read_rows
 
 Cell = dict[str, Any]
 
@@ -52,9 +51,7 @@ def compare(output: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
 def finished(output: Path, labels: Sequence[str], suite: str) -> dict[str, list[dict[str, Any]]]:
     """The answers to one suite under OUTPUT/LABEL/SUITE, of every model and setting that is complete."""
     return {
-        f"{label} {path.name}": [
-            json.loads(line) for line in (path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        f"{label} {path.name}": read_rows(path / "answers.jsonl")
         for label in labels
         for path in sorted((output / label / suite).glob("*"))
         if is_complete(path)
@@ -75,8 +72,7 @@ def change(first: Mapping[str, float], second: Mapping[str, float]) -> Cell:
 def _by_item(directory: Path, metric: str) -> dict[str, float]:
     """The metric of every item that has it; the mean where an item counts several times."""
     values = {}
-    for line in (directory / "answers.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_rows(directory / "answers.jsonl"):
         if metric in record["scores"]:
             value = record["scores"][metric]
             values[record["id"]] = sum(value) / len(value) if isinstance(value, list) else float(value)
