@@ -63,7 +63,7 @@ def _lines(what: str, total: int, start: int) -> Callable[[int], None]:
         nonlocal last, count
         count += done
         now = time.monotonic()
-        if now - last < LINE_EVERY and count < total:
+        if now - last < LINE_EVERY and count != total:
             return
         last = now
         left = (now - began) / max(1, count - start) * (total - count)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from posttrain.data.locations import looks_local, resolve
 from posttrain.data.prepare import prepare_data
+from posttrain.data.readers import rows_in
 from posttrain.data.rows import CONVERSATION_COLUMNS
 from posttrain.data.sources import load_data
 from posttrain.errors import PosttrainError
@@ -391,3 +393,28 @@ def test_data_without_a_row_left_to_train_on_are_refused(tmp_path: Path) -> None
     alone = recipe.model_copy(update={"model": ModelSpec(path="owner/model")})
     prepare_data(alone, RunDir(tmp_path / "alone"), tmp_path)
     assert RunDir(tmp_path / "alone").reserved("few").exists()
+
+
+def test_reading_and_comparing_say_how_far_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "rows.jsonl", [chat(n) for n in range(5)])
+    sums = DataSpec(task="arithmetic", size=40, reserve=4, decontaminate="key")
+    recipe = Recipe.model_construct(
+        seed=0, data={"talks": DataSpec(path=str(tmp_path / "rows.jsonl"), decontaminate="key"), "sums": sums},
+        stages={}, model=ModelSpec(path="owner/name"),
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        prepare_data(recipe, RunDir(tmp_path / "run"), tmp_path, quiet=False)
+    told = [message.split(",")[0] for message in caplog.messages]
+    assert "reading data talks: 5 of 5" in told and "reading data sums: 40 of 40" in told
+    assert "comparing data talks with reserved rows: 5 of 5" in told
+
+
+def test_rows_are_counted_without_reading_them(tmp_path: Path) -> None:
+    files = {"a.jsonl": b"{}\n{}\n", "b.json": b"{}\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    Dataset.from_dict({"a": [1, 2, 3]}).to_parquet(tmp_path / "c.parquet")
+    assert rows_in([tmp_path / name for name in (*files, "c.parquet")]) == 6
+    (tmp_path / "b.json").write_bytes(b"[{}]")
+    (tmp_path / "d.parquet").write_bytes(b"rubbish")
+    assert rows_in([tmp_path / "b.json"]) is None and rows_in([tmp_path / "d.parquet"]) is None

@@ -17,7 +17,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,13 +84,18 @@ class DecontaminationReport:
 
 
 def decontaminate(
-    dataset: Dataset, reserved: Iterable[Mapping[str, Any]], *, method: Method = "lcs"
+    dataset: Dataset,
+    reserved: Iterable[Mapping[str, Any]],
+    *,
+    method: Method = "lcs",
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[Dataset, DecontaminationReport]:
     """Drop the rows of `dataset` that are too similar to a reserved row.
 
     Args:
         dataset: queries or conversations; of a conversation all user turns count.
         reserved: the reserved rows, of any data set.
+        progress: called with the number of rows just compared.
 
     Returns:
         The rows kept, in order, and the report.
@@ -107,6 +112,8 @@ def decontaminate(
     kept = []
     for number, row in enumerate(_texts_and_keys(dataset)):
         report.checked += 1
+        if progress:
+            progress(1)
         match = index.find(row["text"], row["key"])
         if match is None:
             kept.append(number)

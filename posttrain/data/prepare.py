@@ -13,6 +13,7 @@ from posttrain.data.reserve import reserve
 from posttrain.data.sources import LoadCounts, load
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, is_made_from, seal, write_json
+from posttrain.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from posttrain.recipe.schema import Recipe
 
 
-def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mapping[str, Any] | None = None) -> None:
+def prepare_data(
+    recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mapping[str, Any] | None = None, quiet: bool = True
+) -> None:
     """Make the data sets of a recipe that are not there yet, or were made from something else.
 
     All reserved rows are chosen first: a row of one data set may be too close to a reserved row of another.
@@ -28,6 +31,7 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mappin
     Args:
         base_dir: where relative paths of the recipe begin.
         sources: what each data set is made from, as its manifest is to say.
+        quiet: show no progress.
 
     Raises:
         PosttrainError: a data set cannot be read, has bad rows, or is to reserve conversations or more problems than it
@@ -39,7 +43,7 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mappin
         training: dict[str, tuple[Dataset, LoadCounts]] = {}
         for name in missing:
             spec = recipe.data[name]
-            loaded = load(name, spec, base_dir=base_dir, seed=recipe.seed, cache_dir=Path(scratch))
+            loaded = load(name, spec, base_dir=base_dir, seed=recipe.seed, cache_dir=Path(scratch), quiet=quiet)
             if spec.reserve and "prompt" not in loaded.dataset.column_names:
                 raise PosttrainError(no_queries(name))
             rest, reserved = reserve(loaded.dataset, spec.reserve, recipe.seed)
@@ -48,7 +52,7 @@ def prepare_data(recipe: Recipe, run: RunDir, base_dir: Path, *, sources: Mappin
                 _write_parquet(reserved, run.reserved(name))
         everything = [row for name in recipe.data if recipe.data[name].reserve for row in reserved_rows(run, name)]
         for name, (rest, counts) in training.items():
-            _keep(recipe, run, name, rest, counts, everything)
+            _keep(recipe, run, name, rest, counts, everything, quiet)
             seal(run.data(name), made_from=sources.get(name))
 
 
@@ -70,9 +74,13 @@ def reserved_rows(run: RunDir, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _keep(recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCounts, reserved: list[Any]) -> None:
+def _keep(
+    recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCounts, reserved: list[Any], quiet: bool
+) -> None:
     spec = recipe.data[name]
-    kept, report = decontaminate(rest, reserved, method=spec.decontaminate)
+    compared = bool(reserved) and spec.decontaminate != "off"
+    with progress(f"comparing data {name} with reserved rows", len(rest), quiet=quiet or not compared) as advance:
+        kept, report = decontaminate(rest, reserved, method=spec.decontaminate, progress=advance)
     if not len(kept) and name in _trained_on(recipe):
         raise PosttrainError(
             Problem(

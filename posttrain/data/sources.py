@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from posttrain.data.columns import compile_map
 from posttrain.data.expression import ExpressionFault, compile_filter
 from posttrain.data.faults import BadRow, Place, RowFaults
 from posttrain.data.locations import looks_local, open_named, open_saved, resolve
-from posttrain.data.readers import read_dataset, read_file
+from posttrain.data.readers import read_dataset, read_file, rows_in
 from posttrain.data.rows import CONVERSATION_COLUMNS, RowReader, shape_of
 from posttrain.data.store import write_rows
 from posttrain.errors import PosttrainError, Problem
+from posttrain.progress import progress
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import QUERY_COLUMNS, derive_seed
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
+R = TypeVar("R")
 
 
 class Spec(Protocol):
@@ -89,7 +91,9 @@ def load_data(name: str, spec: Spec, *, base_dir: Path, seed: int, cache_dir: Pa
     return load(name, spec, base_dir=base_dir, seed=seed, cache_dir=cache_dir).dataset
 
 
-def load(name: str, spec: Spec, *, base_dir: Path, seed: int, cache_dir: Path | None = None) -> Loaded:
+def load(
+    name: str, spec: Spec, *, base_dir: Path, seed: int, cache_dir: Path | None = None, quiet: bool = True
+) -> Loaded:
     """Read a data set as queries (`tasks.task.QUERY_COLUMNS`) or conversations (`rows.CONVERSATION_COLUMNS`).
 
     Args:
@@ -97,6 +101,7 @@ def load(name: str, spec: Spec, *, base_dir: Path, seed: int, cache_dir: Path | 
         base_dir: where relative paths begin: the recipe's folder.
         seed: the recipe's; a procedural task's problems depend on it, on the spec's own seed and on the name.
         cache_dir: where the Arrow file `NAME.arrow` is written; None: a temporary one that goes with the process.
+        quiet: show no progress.
 
     Raises:
         PosttrainError: a source is missing, a description is wrong, rows are bad (all named by file and line, unless
@@ -104,9 +109,15 @@ def load(name: str, spec: Spec, *, base_dir: Path, seed: int, cache_dir: Path | 
     """
     faults = RowFaults(name, skip=spec.on_bad_rows == "skip")
     counts = LoadCounts()
-    rows = _task_rows(name, spec, seed, counts) if spec.task else _source_rows(name, spec, base_dir, faults, counts)
+    path = cache_dir / f"{name}.arrow" if cache_dir else None
+    total, opened = (spec.size, None) if spec.task else _open(spec, base_dir, faults)
     try:
-        dataset = write_rows(rows, cache_dir / f"{name}.arrow" if cache_dir else None, spec.limit, faults.settle)
+        with progress(f"reading data {name}", total or 0, quiet=quiet or not total) as advance:
+            if opened is None:
+                rows = _task_rows(name, spec, seed, counts, advance)
+            else:
+                rows = _source_rows(name, spec, _counted(opened, counts, advance), faults, counts)
+            dataset = write_rows(rows, path, spec.limit, faults.settle)
     except PosttrainError as error:
         raise PosttrainError(_placed(problem, name) for problem in error.problems) from error
     counts.kept = len(dataset) if dataset is not None else 0
@@ -123,14 +134,21 @@ def _placed(problem: Problem, name: str) -> Problem:
     return Problem(problem.what, where, problem.why, problem.remedy)
 
 
-def _task_rows(name: str, spec: Spec, seed: int, counts: LoadCounts) -> Iterator[Row]:
+def _counted(rows: Iterable[R], counts: LoadCounts, advance: Callable[[int], None]) -> Iterator[R]:
+    for row in rows:
+        counts.read += 1
+        advance(1)
+        yield row
+
+
+def _task_rows(name: str, spec: Spec, seed: int, counts: LoadCounts, advance: Callable[[int], None]) -> Iterator[Row]:
     assert spec.task is not None
     if spec.size is None:
         raise PosttrainError(Problem("a procedural task needs `size`: how many rows to make", f"data.{name}"))
     keeps = compile_filter(spec.filter, f"data.{name}.filter") if spec.filter else None
     remap = compile_map(spec.map, f"data.{name}.map")
     queries = get_task(spec.task).queries(spec.size, derive_seed(name, seed, spec.seed), **spec.options)
-    return _kept_queries(queries, keeps, remap, spec.verifier, counts)
+    return _kept_queries(_counted(queries, counts, advance), keeps, remap, spec.verifier, counts)
 
 
 def _kept_queries(
@@ -141,7 +159,6 @@ def _kept_queries(
     counts: LoadCounts,
 ) -> Iterator[Row]:
     for query in queries:
-        counts.read += 1
         try:
             row = remap(query)
             kept = keeps is None or keeps(row)
@@ -155,24 +172,28 @@ def _kept_queries(
             counts.filtered += 1
 
 
-def _source_rows(name: str, spec: Spec, base_dir: Path, faults: RowFaults, counts: LoadCounts) -> Iterator[Row]:
+def _source_rows(
+    name: str, spec: Spec, opened: Iterator[tuple[Place, Row]], faults: RowFaults, counts: LoadCounts
+) -> Iterator[Row]:
     if spec.verifier:
         get_task(spec.verifier)
     keeps = compile_filter(spec.filter, f"data.{name}.filter") if spec.filter else None
     remap = compile_map(spec.map, f"data.{name}.map")
-    return _normalised(name, spec, _open(spec, base_dir, faults), remap, keeps, faults, counts)
+    return _normalised(name, spec, opened, remap, keeps, faults, counts)
 
 
-def _open(spec: Spec, base_dir: Path, faults: RowFaults) -> Iterator[tuple[Place, Row]]:
+def _open(spec: Spec, base_dir: Path, faults: RowFaults) -> tuple[int | None, Iterator[tuple[Place, Row]]]:
+    """How many rows there are, about, or None where that is not told quickly; and the rows."""
     path = spec.path if spec.path is not None else spec.dataset
     assert path is not None
     if spec.path is None and not looks_local(path):
         opened = open_named(path, spec.split, spec.options)
-        return read_dataset(opened, f"{path}[{spec.split}]")
+        return len(opened), read_dataset(opened, f"{path}[{spec.split}]")
     files = resolve(path, base_dir)
     if isinstance(files, Path):
-        return read_dataset(open_saved(files, spec.split), str(files))
-    return (row for file in files for row in read_file(file, faults))
+        saved = open_saved(files, spec.split)
+        return len(saved), read_dataset(saved, str(files))
+    return rows_in(files), (row for file in files for row in read_file(file, faults))
 
 
 def _normalised(
@@ -186,7 +207,6 @@ def _normalised(
 ) -> Iterator[Row]:
     reader: RowReader | None = None
     for place, raw in rows:
-        counts.read += 1
         try:
             row = remap(raw)
             if keeps is not None and not keeps(row):

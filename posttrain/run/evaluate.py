@@ -42,7 +42,7 @@ def evaluate_and_print(
     if not stage and kind == "base":
         kind = family_of(recipe.template).kind
     refuse_others(recipe, run)
-    prepare(recipe, run, loaded.source.parent)
+    prepare(recipe, run, loaded.source.parent, quiet=quiet)
     folder = run.path / "evaluations" / (model if stage else directory.name)
     result, samples = evaluate_model(
         directory,

@@ -86,7 +86,7 @@ def _lead(pipeline: Pipeline, loaded: LoadedRecipe, restart_from: str | None) ->
     write_text(pipeline.run.recipe, dump_resolved(loaded.recipe))
     write_json(pipeline.run.path / "environment.json", environment())
     with _clock(pipeline, "preparation_seconds"):
-        prepare(pipeline.recipe, pipeline.run, loaded.source.parent)
+        prepare(pipeline.recipe, pipeline.run, loaded.source.parent, quiet=pipeline.quiet)
     _check_outside(pipeline.recipe, waiting)
     for name in reversed(redone):  # a kill in the middle leaves no stage that stands on one redone
         pipeline.run.stage(name).clear()

@@ -19,13 +19,15 @@ from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
 log = logging.getLogger("posttrain")
 
 
-def prepare(recipe: Recipe, run: RunDir, base_dir: Path) -> None:
+def prepare(recipe: Recipe, run: RunDir, base_dir: Path, *, quiet: bool = True) -> None:
     """Make what is missing of the data sets and starting models, and anew what was made from something else.
 
     Args:
         base_dir: the recipe's own folder: its relative paths begin there.
+        quiet: show no progress.
     """
-    prepare_data(recipe, run, base_dir, sources={name: data_fingerprint(recipe, name) for name in recipe.data})
+    made_of = {name: data_fingerprint(recipe, name) for name in recipe.data}
+    prepare_data(recipe, run, base_dir, sources=made_of, quiet=quiet)
     for directory, spec in _models(recipe, run):
         made_from = model_fingerprint(recipe, spec)
         if not is_made_from(directory, made_from):

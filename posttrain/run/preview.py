@@ -48,7 +48,7 @@ def preview_stage(loaded: LoadedRecipe, output: Path | None, name: str, samples:
                 raise PosttrainError(Problem(what, remedy=remedy))
             if problems := changes(recipe, standing, set(recipe.stages) - dependencies_of(recipe, name) | {name}):
                 raise PosttrainError(problems)
-            prepare(recipe, run, loaded.source.parent)
+            prepare(recipe, run, loaded.source.parent, quiet=False)
             context.dir.data.mkdir(parents=True, exist_ok=True)
             seal(context.dir.data, funnel=recipe.stages[name].build_data(context))
         dataset = load_from_disk(str(context.dir.data / "train"))
