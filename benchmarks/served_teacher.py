@@ -9,7 +9,8 @@ as a model is). The same chat prompts, 128 in flight, temperature 1, in turns:
     theirs    `vllm bench serve`: streamed, thrown away
 
 Unit: completion tokens a second of wall time, the median of the turns; both share the machine with the server. The
-last line is JSON; `met` asks for 0.95 of theirs.
+last line is JSON; `met` asks for 0.95 of theirs. Beside it stands what busy neighbours do not change: the CPU time that
+an answer costs the server, and our client (theirs is a program started for every turn, which cannot be told apart).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -83,6 +86,12 @@ def theirs(server: Server, count: int, turn: int, scratch: Path) -> float:
     return float(found["output_throughput"])
 
 
+def cpu_of(server: Server) -> float:
+    """Seconds, of all its processes."""
+    main = psutil.Process(server.process.pid)
+    return sum(sum(one.cpu_times()[:2]) for one in [main, *main.children(recursive=True)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=600)
@@ -91,14 +100,21 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    cpu: dict[str, list[float]] = {"server, asked by ours": [], "server, asked by theirs": [], "our client": []}
+    milliseconds = 1000 / arguments.prompts  # an answer
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         build_thinker(scratch / "model", layers=arguments.layers)
         with serving(scratch, "--max-num-seqs", str(IN_FLIGHT)) as server:
             ours(server, IN_FLIGHT, 0)  # warm
             for turn in range(1, arguments.turns + 1):
+                began, client = cpu_of(server), time.process_time()
                 speeds["ours"].append(ours(server, arguments.prompts, turn))
+                cpu["our client"].append(milliseconds * (time.process_time() - client))
+                between = cpu_of(server)
+                cpu["server, asked by ours"].append(milliseconds * (between - began))
                 speeds["theirs"].append(theirs(server, arguments.prompts, turn, scratch))
+                cpu["server, asked by theirs"].append(milliseconds * (cpu_of(server) - between))
                 print(
                     f"turn {turn}: {speeds['ours'][-1]:.0f} and {speeds['theirs'][-1]:.0f} tokens a second", flush=True
                 )
@@ -107,6 +123,7 @@ def main() -> None:
         "name": "served_teacher", "ours": round(own), "theirs": round(other),
         "unit": f"completion tokens a second, {IN_FLIGHT} requests in flight", "ratio": round(own / other, 3),
         "target": TARGET, "met": own / other >= TARGET,
+        "cpu_ms_an_answer": {name: round(statistics.median(found), 2) for name, found in cpu.items()},
     }  # fmt: skip
     if arguments.results:
         turns = {name: [round(each) for each in found] for name, found in speeds.items()}

@@ -20,7 +20,7 @@ from posttrain.model.generation import Completion, Prompt
 from posttrain.model.served import ServedGenerator
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.sft import completions as module
-from posttrain.sft.completions import Completions
+from posttrain.sft.completions import Completions, generate_together
 from posttrain.sft.sampler import Sampler, StreamingSampler
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import get_family
@@ -240,3 +240,38 @@ def test_what_is_kept_is_what_came(tmp_path: Path) -> None:
         assert {one.content for one in group} == {QUERIES[number]["prompt"][0]["content"].strip()}
     head = json.loads((tmp_path / "chunk-00000.jsonl").read_text().split("\n")[0])
     assert re.fullmatch(r"[0-9a-f]{8}-\d+", head["made_with"]) and head["completions"] == 12
+
+
+def test_lists_of_one_server_share_its_requests_in_flight_and_a_death_costs_none_of_their_answers(
+    tmp_path: Path,
+) -> None:
+    def both(url: str, name: str) -> list[Completions]:
+        spec = EndpointSpec.model_validate({"endpoint": url, "model": "teacher", "patience": 1, "concurrency": 8})
+
+        def opened(length: int) -> ServedGenerator:
+            return ServedGenerator(Endpoint(spec, who="the teacher"), QWEN3, max_new_tokens=length)
+
+        short = kept(tmp_path / name / "short", lambda: opened(16), endpoint=spec)
+        return [short, kept(tmp_path / name / "long", lambda: opened(64), endpoint=spec, mode="thinking")]
+
+    def solve_in_mode(path: str, body: dict[str, Any]) -> Any:
+        assert body["max_tokens"] == (64 if body["chat_template_kwargs"]["enable_thinking"] else 16)
+        return solve(path, body)
+
+    answers, given = 50, itertools.count()  # of 36 + 36
+    die = (503, {"error": {"message": "shutting down"}})
+    with scripted(lambda path, body: solve_in_mode(path, body) if next(given) < answers else die) as it:
+        with pytest.raises(PosttrainError, match=r"the teacher at .*HTTP 503: shutting down"):
+            generate_together(both(it.url, "broken"))
+        assert all(body["max_tokens"] == 64 for _, body, _ in it.asked[:28])  # eight in flight
+    heard: list[int] = []
+    with scripted(solve_in_mode) as it:
+        generate_together(both(it.url, "broken"), heard.append)
+        assert len(it.asked) == 72 - answers and sum(heard) == 72
+        generate_together(both(it.url, "broken"), heard.append)
+        assert len(it.asked) == 72 - answers and sum(heard) == 144
+        apart = both(it.url, "whole")
+        for one in apart:
+            one.generate()
+    for name in ("short", "long"):
+        assert files(tmp_path / "broken" / name) == files(tmp_path / "whole" / name)

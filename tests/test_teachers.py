@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,32 @@ def test_every_query_is_asked_of_its_own_teacher(tmp_path: Path) -> None:
     for row in rows:
         says = row["messages"][-1]["content"]
         assert says == ("2nd" if row["messages"][0]["content"].startswith("Say") else "of the first")
+
+
+def test_a_server_is_asked_in_both_modes_and_for_all_data_at_once(tmp_path: Path) -> None:
+    short = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        if not body["chat_template_kwargs"]["enable_thinking"]:
+            short.set()
+            return said("short")
+        if body["messages"][0]["content"] == "Say three":
+            assert short.wait(timeout=20), "the other mode waits for the last answer in this one"
+        return said("long", reasoning="well")
+
+    path = written(tmp_path, {"endpoint": "http://127.0.0.1:1/v1", "model": "teacher"})
+    with scripted(answer) as it:
+        both = path.read_text().replace("modes: {non_thinking: 1}", "modes: {non_thinking: 0.5, thinking: 0.5}")
+        path.write_text(both.replace("http://127.0.0.1:1/v1", it.url))
+        recipe, run = load_recipe(path).recipe, RunDir(tmp_path / "run")
+        prepare(recipe, run, tmp_path)
+        context = context_of(recipe, run, "student", quiet=True)
+        recipe.stages["student"].build_data(context)
+    thinks = [body["chat_template_kwargs"]["enable_thinking"] for _, body, _ in it.asked]
+    assert sum(thinks) == len(thinks) / 2 and all(thinks[: len(thinks) // 4])  # the longest answers first
+    rows = [json.loads(line) for line in (context.dir.data / "samples.jsonl").read_text().splitlines()]
+    last = [row["messages"][-1] for row in rows]
+    assert {(one["content"], one.get("reasoning_content") or "") for one in last} == {("long", "well"), ("short", "")}
 
 
 def test_a_query_without_a_teacher_is_told_before_any_is_asked(tmp_path: Path) -> None:

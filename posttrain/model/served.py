@@ -11,6 +11,7 @@ fast sampling kernels for requests that bring one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class ServedGenerator:
         max_new_tokens: int,
         sampling: Mapping[Mode, Sampling] | None = None,
     ) -> None:
-        self._endpoint, self._family, self._max_new_tokens = endpoint, family, max_new_tokens
+        self.endpoint, self._family, self._max_new_tokens = endpoint, family, max_new_tokens
         self._sampled = {mode: _fields(one) for mode, one in {**family.sampling, **(sampling or {})}.items()}
         self._too_long = 0
 
@@ -84,20 +85,16 @@ class ServedGenerator:
 
     def stream(self, asked: Iterable[tuple[Prompt, int]]) -> Iterator[tuple[int, Completion]]:
         """Completions as they come, each with the number of its prompt."""
-        waiting: dict[int, Prompt] = {}
+        return stream_together((self, prompt) for prompt, _ in asked)
 
-        def bodies() -> Iterator[dict[str, Any]]:
-            for number, (prompt, _) in enumerate(asked):
-                waiting[number] = prompt
-                yield self._body(prompt)
-
-        for reply in self._endpoint.ask("chat/completions", bodies()):
-            yield reply.place, self._completion(waiting.pop(reply.place), reply)
+    def tell_refused(self) -> None:
+        """Log how many prompts were too long, if any were."""
         if self._too_long:
             what = "%d prompts were refused: with max_new_tokens (%d) they do not fit in the positions of %s"
-            log.warning(what, self._too_long, self._max_new_tokens, self._endpoint.who)
+            log.warning(what, self._too_long, self._max_new_tokens, self.endpoint.who)
 
-    def _body(self, prompt: Prompt) -> dict[str, Any]:
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """The request for a prompt."""
         mode = prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode
         body: dict[str, Any] = {
             "messages": [_message(message) for message in prompt.messages],
@@ -113,7 +110,12 @@ class ServedGenerator:
             body["tools"] = prompt.tools
         return body
 
-    def _completion(self, prompt: Prompt, reply: Reply) -> Completion:
+    def completion(self, prompt: Prompt, reply: Reply) -> Completion:
+        """What a prompt was answered.
+
+        Raises:
+            PosttrainError: it was refused for another reason than its length, or its thinking budget was ignored.
+        """
         if reply.refused:
             return self._refused(prompt, reply.refused)
         (choice,) = reply.body["choices"]
@@ -126,7 +128,7 @@ class ServedGenerator:
         if _limited(prompt) and not thinking:
             raise PosttrainError(
                 Problem(
-                    f"{self._endpoint.who} at {self._endpoint.spec.endpoint} ignores thinking budgets",
+                    f"{self.endpoint.who} at {self.endpoint.spec.endpoint} ignores thinking budgets",
                     why="answers would be longer than asked for, and nobody would know",
                     remedy="serve the model with `posttrain serve`, or ask for no `thinking_budget`",
                 )
@@ -168,7 +170,7 @@ class ServedGenerator:
     def _refused(self, prompt: Prompt, reason: str) -> Completion:
         """A prompt that the server refuses because of its length is one that could not be finished; else an error."""
         if not any(mark in reason for mark in TOO_LONG):
-            what = f"{self._endpoint.who} at {self._endpoint.spec.endpoint} refuses what it is asked: {reason}"
+            what = f"{self.endpoint.who} at {self.endpoint.spec.endpoint} refuses what it is asked: {reason}"
             raise PosttrainError(Problem(what, remedy="see what it was started with, and what the stage asks for"))
         self._too_long += 1
         return ServedCompletion(
@@ -184,6 +186,31 @@ class ServedGenerator:
             closed_by=None,
             truncated=True,
         )
+
+
+def stream_together(asked: Iterable[tuple[ServedGenerator, Prompt]]) -> Iterator[tuple[int, Completion]]:
+    """Completions as they come, each with the number of its prompt, of one server.
+
+    Args:
+        asked: prompts, each with the generator whose sampling and length it gets. All share the requests in flight.
+    """
+    first = next(iterator := iter(asked), None)
+    if first is None:
+        return
+    waiting: dict[int, tuple[ServedGenerator, Prompt]] = {}
+    asking: dict[ServedGenerator, None] = {}
+
+    def bodies() -> Iterator[dict[str, Any]]:
+        for number, (generator, prompt) in enumerate(itertools.chain([first], iterator)):
+            waiting[number] = generator, prompt
+            asking[generator] = None
+            yield generator.body(prompt)
+
+    for reply in first[0].endpoint.ask("chat/completions", bodies()):
+        generator, prompt = waiting.pop(reply.place)
+        yield reply.place, generator.completion(prompt, reply)
+    for generator in asking:
+        generator.tell_refused()
 
 
 def _fields(sampling: Sampling) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 They are written chunk by chunk, each from its own seed and complete or absent, so a killed build goes on after the last
 whole chunk and ends with the same completions. A served model answers many requests at once and in any order
 (`sampler.StreamingSampler`): there every answer is written down as it comes, beside the chunk that it belongs to, and
-the chunks follow each other without a pause. What was answered is never asked again.
+the chunks follow each other without a pause, those of other lists of queries too (`generate_together`). What was
+answered is never asked again.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.data.funnel import json_line
 from posttrain.model.artifacts import write_text
 from posttrain.model.generation import Completion, Prompt, seed_of
+from posttrain.model.served import ServedGenerator, stream_together
+from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.sft.query_filters import Query
 from posttrain.sft.sampler import Sampler, StreamingSampler
 from posttrain.tasks.task import derive_seed
@@ -72,6 +75,7 @@ class Completions:
         directory: where the chunks lie.
         made_with: what the completions depend on beyond queries, counts, mode and seed: the model's identity, its
             sampling. Chunks made with anything else are generated anew.
+        endpoint: the server that answers; None: a model here does.
     """
 
     def __init__(
@@ -86,8 +90,9 @@ class Completions:
         made_with: Any,
         thinking_budget: int | None = None,
         chunk: int = CHUNK,
+        endpoint: EndpointSpec | None = None,
     ) -> None:
-        self.queries, self.samples, self.mode = queries, samples, mode
+        self.queries, self.samples, self.mode, self.endpoint = queries, samples, mode, endpoint
         self._open, self._directory, self._seed = open_sampler, directory, seed
         self._budget, self._made_with = thinking_budget, made_with
         self._per_chunk = max(1, chunk // samples)  # queries
@@ -95,8 +100,27 @@ class Completions:
     def __len__(self) -> int:
         return len(self.queries) * self.samples
 
+    @property
+    def parts(self) -> list[Completions]:
+        return [self]
+
     def generate(self, advance: Callable[[int], None] = lambda done: None) -> None:
         """Generate what is missing. `advance` hears of every completion done, those found on disk included."""
+        missing = self._missing(advance)
+        if not missing:
+            return
+        sampler = self._open()
+        chunks = ((sampler, self._chunk(*place)) for place in missing)
+        if isinstance(sampler, StreamingSampler):
+            stream = sampler.stream
+            _stream(lambda asking: stream((prompt, seed) for _, prompt, seed in asking), chunks, advance)
+        else:
+            for _, chunk in chunks:
+                done = sampler(chunk.prompts, seed=chunk.seed, progress=advance)
+                chunk.write([chunk.row(place, completion) for place, completion in enumerate(done)])
+
+    def _missing(self, advance: Callable[[int], None]) -> list[tuple[int, int]]:
+        """Number and first query of every chunk that is not there."""
         missing = []
         for number, first in enumerate(range(0, len(self.queries), self._per_chunk)):
             chunk = self._chunk(number, first)
@@ -104,16 +128,15 @@ class Completions:
                 advance(len(chunk.prompts))
             else:
                 missing.append((number, first))
-        if not missing:
-            return
+        return missing
+
+    def asked_of_a_server(self, advance: Callable[[int], None]) -> Iterator[tuple[ServedGenerator, Chunk]]:
+        """What is missing, with the served model that is to answer it, which is looked for at once."""
+        if not (missing := self._missing(advance)):
+            return iter(())
         sampler = self._open()
-        chunks = (self._chunk(*place) for place in missing)
-        if isinstance(sampler, StreamingSampler):
-            _stream(sampler, chunks, advance)
-        else:
-            for chunk in chunks:
-                done = sampler(chunk.prompts, seed=chunk.seed, progress=advance)
-                chunk.write([chunk.row(place, completion) for place, completion in enumerate(done)])
+        assert isinstance(sampler, ServedGenerator)
+        return ((sampler, self._chunk(*place)) for place in missing)
 
     def _chunk(self, number: int, first: int) -> Chunk:
         rows = [self.queries[i] for i in range(first, min(first + self._per_chunk, len(self.queries)))]
@@ -199,9 +222,8 @@ class Chunk:
         if not self._journal.exists():
             return {}
         head, *lines = self._journal.read_text(encoding="utf-8").split("\n")[:-1] or [""]
-        if head != self._head:
-            return {}
-        return {int(place): row for place, _, row in (line.partition("\t") for line in lines)}
+        known = lines if head == self._head else []
+        return {int(place): row for place, _, row in (line.partition("\t") for line in known)}
 
     def begin_journal(self, answered: Mapping[int, str]) -> None:
         write_text(self._journal, "\n".join([self._head, *(f"{at}\t{row}" for at, row in answered.items()), ""]))
@@ -211,22 +233,47 @@ class Chunk:
             file.write(f"{place}\t{row}\n")
 
 
-def _stream(sampler: StreamingSampler, chunks: Iterator[Chunk], advance: Callable[[int], None]) -> None:
-    """Ask chunk after chunk without a pause between them; write down every answer, and every chunk once it is whole."""
+def generate_together(lists: Iterable[Completions], advance: Callable[[int], None] = lambda done: None) -> None:
+    """Generate what is missing of all of these, which servers answer (`Completions.endpoint`), server after server.
+
+    What one server is asked shares its requests in flight, so that the end of a list leaves none of them unused.
+    Thinking goes first: its answers are the longest, and short ones fill the end.
+    """
+    by_server: dict[EndpointSpec | None, list[Completions]] = {}
+    for one in sorted(lists, key=lambda one: one.mode != "thinking"):
+        by_server.setdefault(one.endpoint, []).append(one)
+    for own in by_server.values():
+        chunks = itertools.chain.from_iterable([one.asked_of_a_server(advance) for one in own])
+        _stream(lambda asking: stream_together((generator, prompt) for generator, prompt, _ in asking), chunks, advance)
+
+
+S = TypeVar("S")
+
+
+def _stream(
+    stream: Callable[[Iterator[tuple[S, Prompt, int]]], Iterator[tuple[int, Completion]]],
+    chunks: Iterator[tuple[S, Chunk]],
+    advance: Callable[[int], None],
+) -> None:
+    """Ask chunk after chunk without a pause between them; write down every answer, and every chunk once it is whole.
+
+    Args:
+        stream: takes (sampler, prompt, seed), and gives the completions as they come, each with its number.
+    """
     waiting: dict[int, tuple[Chunk, dict[int, str], int]] = {}
     numbers = itertools.count()
 
-    def asking() -> Iterator[tuple[Prompt, int]]:
-        for chunk in chunks:
+    def asking() -> Iterator[tuple[S, Prompt, int]]:
+        for sampler, chunk in chunks:
             rows = chunk.answered()
             advance(len(rows))
             chunk.begin_journal(rows)
             for place in [place for place in range(len(chunk.prompts)) if place not in rows]:
                 waiting[next(numbers)] = chunk, rows, place
-                yield chunk.prompts[place], seed_of(chunk.seed, place)
+                yield sampler, chunk.prompts[place], seed_of(chunk.seed, place)
             _write_whole(chunk, rows)  # a run was broken off between the last answer and this
 
-    for number, completion in sampler.stream(asking()):
+    for number, completion in stream(asking()):
         chunk, rows, place = waiting.pop(number)
         rows[place] = chunk.row(place, completion)
         chunk.note(place, rows[place])

@@ -61,6 +61,10 @@ class RoutedCompletions:
     def mode(self) -> Mode:
         return self._parts[0][1].mode
 
+    @property
+    def parts(self) -> list[Completions]:
+        return [part for _, part in self._parts]
+
     def __len__(self) -> int:
         return sum(len(part) for _, part in self._parts)
 

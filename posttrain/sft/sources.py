@@ -13,8 +13,8 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.progress import progress
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import Spec
-from posttrain.recipe.teacher import Teachers
-from posttrain.sft.completions import Completions
+from posttrain.recipe.teacher import Teachers, each_teacher
+from posttrain.sft.completions import Completions, generate_together
 from posttrain.sft.queries import QuerySelector, chunk_directory, limited, made_with, query_rows
 from posttrain.sft.query_filters import QueryFilters
 from posttrain.sft.rejection_sampling import (
@@ -29,7 +29,7 @@ from posttrain.sft.reserved import data_behind, method_of, open_reserved
 from posttrain.sft.response_filters import Response, ResponseFilters, Surroundings, score_with_task
 from posttrain.sft.routing import RoutedCompletions, by_teacher
 from posttrain.sft.rows import iterate
-from posttrain.sft.sampler import Models, sampling_of
+from posttrain.sft.sampler import Models, model_place, sampling_of
 from posttrain.sft.samples import Sample, is_query_row, read_sample, responses_of, write_pool
 from posttrain.tasks.task import derive_seed
 from posttrain.templates.families import Mode
@@ -100,6 +100,7 @@ class Collector:
     funnel: Funnel
     models: Models
     _asked: dict[tuple[str | None, str | None, int | None], int] = field(default_factory=dict)
+    _prepared: dict[int, Completions | RoutedCompletions | None] = field(default_factory=dict)
 
     def collect(self, sources: Sequence[SampleSource]) -> dict[str, Dataset]:
         """One pool (`samples.write_pool`) a source, by label, in order.
@@ -109,8 +110,10 @@ class Collector:
         """
         pools: dict[str, Dataset] = {}
         problems = []
-        for number, source in enumerate(sources):
-            label = source.label if [s.label for s in sources].count(source.label) == 1 else f"{source.label} #{number}"
+        names = [source.label for source in sources]
+        labels = [label if names.count(label) == 1 else f"{label} #{number}" for number, label in enumerate(names)]
+        self._ask_servers(sources, labels)
+        for number, (source, label) in enumerate(zip(sources, labels, strict=True)):
             path = self.context.dir.data / "work" / f"pool-{number}.arrow"
             pool = write_pool(self._samples(source, number, label), path)
             pools[label] = limited(pool, source.limit, self._seed("limit", number))
@@ -119,6 +122,29 @@ class Collector:
         if problems:
             raise PosttrainError(problems)
         return pools
+
+    def _ask_servers(self, sources: Sequence[SampleSource], labels: Sequence[str]) -> None:
+        """Served models answer for all sources at once: none waits for a source's last answers, nor for its filters."""
+        served: list[Completions] = []
+        for number, (source, label) in enumerate(zip(sources, labels, strict=True)):
+            spec = source.rejection_sampling
+            if spec is None:
+                continue
+            self.draw(spec, number)  # sources are numbered in the recipe's order, whoever answers
+            if self._is_served(spec):
+                filters = self.filters if source.filters else NO_FILTERS
+                prepared = self._prepared[number] = self._prepare(spec, filters, number, label)
+                served += [part for part in (prepared.parts if prepared else []) if part.endpoint]
+        what = f"sampling: {', '.join(sorted({part.endpoint.model for part in served if part.endpoint}))}"
+        if served:
+            with progress(what, sum(map(len, served)), quiet=self.context.quiet) as advance:
+                generate_together(served, advance)
+
+    def _is_served(self, spec: RejectionSampling) -> bool:
+        """Whether a server answers, or one of several teachers is one."""
+        if spec.model == "teacher" and isinstance(self.context.teacher, Teachers):
+            return any(isinstance(one, EndpointSpec) for _, one in each_teacher(self.context.teacher))
+        return isinstance(model_place(self.context, spec.model), EndpointSpec)
 
     def _seed(self, *parts: str | int) -> int:
         return derive_seed(self.context.seed, *parts)
@@ -166,22 +192,30 @@ class Collector:
                 yield sample
             advance(1)
 
-    def _sampled(self, spec: RejectionSampling, filters: Filters, number: int, label: str) -> Iterator[Sample]:
+    def _prepare(
+        self, spec: RejectionSampling, filters: Filters, number: int, label: str
+    ) -> Completions | RoutedCompletions | None:
+        """The queries of a source, filtered, and their completions, not generated yet; None where no query is left."""
         queries = query_rows(self.context, spec.queries, spec.queries_of)
         queries = QuerySelector(self.context, filters.queries, self.funnel, self.models, number, label).select(queries)
         # Balanced queries take turns by domain: their first part is balanced too.
         queries = limited(queries, spec.limit, None if filters.queries.balance_domains else self.draw(spec, number))
-        if not len(queries):
+        return self._completions(queries, spec, number) if len(queries) else None
+
+    def _sampled(self, spec: RejectionSampling, filters: Filters, number: int, label: str) -> Iterator[Sample]:
+        ready = number in self._prepared
+        completions = self._prepared.pop(number) if ready else self._prepare(spec, filters, number, label)
+        if completions is None:
             return
-        completions = self._completions(queries, spec, number)
-        with progress(f"sampling: {label}", len(completions), quiet=self.context.quiet) as advance:
-            completions.generate(advance)
+        if not all(part.endpoint for part in completions.parts):  # servers have answered already
+            with progress(f"sampling: {label}", len(completions), quiet=self.context.quiet) as advance:
+                completions.generate(advance)
         data = [spec.queries] if spec.queries else data_behind(self.context.recipe, str(spec.queries_of))
         around = self._around(
             filters.responses,
             data,
             lambda: (
-                response_of(queries[one.query], one, spec.mode)
+                response_of(completions.queries[one.query], one, spec.mode)
                 for group in completions
                 for one in group
                 if unusable(one, spec.mode) is None
@@ -211,6 +245,7 @@ class Collector:
     def _asked_of(
         self, model: str | EndpointSpec, queries: Dataset, spec: RejectionSampling, number: int, folder: str
     ) -> Completions:
+        place = model_place(self.context, model)
         return Completions(
             queries,
             lambda: self.models.sampler(
@@ -226,6 +261,7 @@ class Collector:
             made_with=made_with(self.context, model, spec.max_new_tokens, spec.sampling),
             thinking_budget=spec.thinking_budget,
             chunk=spec.chunk,
+            endpoint=place if isinstance(place, EndpointSpec) else None,
         )
 
     def _around(
