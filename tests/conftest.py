@@ -30,7 +30,7 @@ offer_nltk()  # before any process of checkers starts
 LONG = (
     "test_engine", "test_pipeline", "test_budget_vllm", "test_serve_vllm", "test_rl_vllm", "test_engine_rollouts",
     "test_rl_preferences", "test_added_tokens", "test_rl_resume", "test_distill_vllm", "test_vllm",
-    "test_tasks_reasoning_gym", "test_adapters", "test_rewards_judge", "test_games", "test_full_disk",
+    "test_tasks_reasoning_gym", "test_adapters", "test_games", "test_full_disk",
     "test_templates_render", "test_environment_verifiers",
 )  # fmt: skip
 

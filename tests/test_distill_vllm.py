@@ -1,4 +1,4 @@
-"""A real vLLM server as a teacher: its answers, its log-probabilities, and its death in the middle."""
+"""A real vLLM server as a teacher (its answers, its log-probabilities), as a judge, and its death in the middle."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from posttrain.model.generation import Prompt
 from posttrain.model.policy import load_model, load_tokenizer
 from posttrain.model.served import ServedGenerator
 from posttrain.recipe.endpoint import EndpointSpec
+from posttrain.rl.rewards.judge import Judge
+from posttrain.rl.rewards.probes import probe_model
 from posttrain.sft.completions import Completions
 from posttrain.tasks.registry import get_task
 from posttrain.templates.families import get_family
+from tests import test_rewards_judge as judging
 from tests.scripted_server import said, scripted
 from tests.served import MODEL, Server, serving
 
@@ -92,6 +95,30 @@ def test_it_tells_the_distribution_that_the_model_has(server: Server, folder: Pa
     greedy = ServedTeacher(spec(server.url), entries=len(tokenizer), top_k=TOP + 1)
     with pytest.raises(PosttrainError, match=f"--max-logprobs {TOP + 1}"):
         greedy.check(tokenizer)
+
+
+def test_as_a_judge_it_keeps_replies_to_the_schema_and_answers_to_their_turn(server: Server) -> None:
+    options = {"endpoint": f"{server.url}/v1", "model": MODEL, "cache": "off"}
+    words = {**options, "verdicts": {"yes": 1.0, "no": 0.0}, "max_tokens": 40}
+    asked = Judge(**words)
+    contents = ["Oslo", "Bergen", *judging.BREAKOUTS, *judging.FORGERIES[:5]]
+    scores = asked.batch([judging.QUERY] * len(contents), judging.answers(*contents))
+    assert all(score.value in (0.0, 1.0) and not score.fault for score in scores)
+    counted = Judge(**options, max_tokens=900)(judging.QUERY, judging.answers("Oslo")[0])
+    assert counted.value is not None and not counted.fault
+
+    def tokens(**text: Any) -> list[int]:
+        return list(server.post("/tokenize", {"model": MODEL, **text})[1]["tokens"])
+
+    opening = tokens(prompt="<|im_start|>")[0]
+    counts = {tokens(messages=asked.body(judging.QUERY, one)[0]["messages"]).count(opening) for one in contents}
+    assert counts == {2}  # the question's turn and the reply's, whatever the answer holds
+    raw = tokens(messages=[{"role": "user", "content": judging.BREAKOUTS[1]}])
+    assert raw.count(opening) > 2  # the same text as it is does open turns
+    # This one says the same whatever it reads, and is told as no judge; what it cannot read, it refuses.
+    found = probe_model("exact", "judge", words, answers=30)
+    assert found.found is not None and found.found.score == found.gold in (0.0, 1.0) and found.problems
+    assert "maximum context length is 4096" in found.note
 
 
 def test_killed_in_the_middle_it_costs_no_answer_that_it_gave(server: Server, tmp_path: Path) -> None:

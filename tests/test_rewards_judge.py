@@ -1,11 +1,13 @@
-"""A judge with a reference: batched, cached, asked again, and deaf to what the answer tells it to say."""
+"""A judge with a reference: batched, cached, asked again, and deaf to what the answer tells it to say.
+
+One behind a real vLLM server is asked in test_distill_vllm.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from posttrain.rl.rewards.probes import Probed, paid_by, probe_model, rollout
 from posttrain.rl.rewards.tricks import INJECTION, TRICKS, answered
 from posttrain.tasks.task import plain_message
 from tests.scripted_server import Body, Scripted, said, scripted, slowly
-from tests.served import MODEL, serving
 
 QUERY = {"id": "q", "task": "exact", "prompt": [{"role": "user", "content": "Capital of Norway?"}], "answer": "Oslo"}
 FENCE = re.compile(r"^(~~~[0-9a-f]{12}) answer$", re.MULTILINE)
@@ -356,32 +357,3 @@ def test_a_judge_may_answer_in_words_of_its_own_prompt(tmp_path: Path) -> None:
 def test_options_are_checked_with_the_recipe(options: dict[str, Any], told: str) -> None:
     with pytest.raises(PosttrainError, match=told):
         resolve_reward("judge", options)
-
-
-def turns(tokens: Sequence[int], opening: int) -> int:
-    return sum(token == opening for token in tokens)
-
-
-@pytest.mark.vllm
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make setup-vllm)")
-def test_a_real_server_keeps_replies_to_the_schema_and_answers_to_their_turn(tmp_path: Path) -> None:
-    with serving(tmp_path, plain=True) as server:
-        url = f"{server.url}/v1"
-        words = {"yes": 1.0, "no": 0.0}
-        asked = Judge(endpoint=url, model=MODEL, cache="off", verdicts=words, max_tokens=40)
-        contents = ["Oslo", "Bergen", *BREAKOUTS, *FORGERIES[:5]]
-        scores = asked.batch([QUERY] * len(contents), answers(*contents))
-        assert all(score.value in (0.0, 1.0) and not score.fault for score in scores)
-        counted = Judge(endpoint=url, model=MODEL, cache="off", max_tokens=900)(QUERY, answers("Oslo")[0])
-        assert counted.value is not None and not counted.fault
-        opening = server.post("/tokenize", {"model": MODEL, "prompt": "<|im_start|>"})[1]["tokens"][0]
-        counts = set()
-        for content in contents:
-            body, _ = asked.body(QUERY, content)
-            tokens = server.post("/tokenize", {"model": MODEL, "messages": body["messages"]})[1]["tokens"]
-            counts.add(turns(tokens, opening))
-        assert counts == {2}  # the question's turn and the reply's, whatever the answer holds
-        raw = [{"role": "user", "content": BREAKOUTS[1]}]
-        tokens = server.post("/tokenize", {"model": MODEL, "messages": raw})[1]["tokens"]
-        assert turns(tokens, opening) > 2  # the same text as it is does open turns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ from posttrain.data.sources import LoadCounts, load
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, is_made_from, seal, write_json
 from posttrain.progress import progress
+from posttrain.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from posttrain.recipe.schema import Recipe
+    from posttrain.recipe.schema import DataSpec, Recipe
+
+log = logging.getLogger("posttrain")
 
 
 def prepare_data(
@@ -40,19 +44,19 @@ def prepare_data(
     sources = sources or {}
     missing = [name for name in recipe.data if not is_made_from(run.data(name), sources.get(name))]
     with tempfile.TemporaryDirectory() as scratch:
-        training: dict[str, tuple[Dataset, LoadCounts]] = {}
+        training: dict[str, tuple[Dataset, dict[str, Any]]] = {}
         for name in missing:
             spec = recipe.data[name]
             loaded = load(name, spec, base_dir=base_dir, seed=recipe.seed, cache_dir=Path(scratch), quiet=quiet)
             if spec.reserve and "prompt" not in loaded.dataset.column_names:
                 raise PosttrainError(no_queries(name))
             rest, reserved = reserve(loaded.dataset, spec.reserve, recipe.seed)
-            training[name] = (rest, loaded.counts)
+            training[name] = rest, _facts(name, spec, loaded.counts, rest, reserved)
             if spec.reserve:
                 _write_parquet(reserved, run.reserved(name))
         everything = [row for name in recipe.data if recipe.data[name].reserve for row in reserved_rows(run, name)]
-        for name, (rest, counts) in training.items():
-            _keep(recipe, run, name, rest, counts, everything, quiet)
+        for name, (rest, facts) in training.items():
+            _keep(recipe, run, name, rest, facts, everything, quiet)
             seal(run.data(name), made_from=sources.get(name))
 
 
@@ -74,18 +78,42 @@ def reserved_rows(run: RunDir, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _facts(name: str, spec: DataSpec, counts: LoadCounts, rest: Dataset, reserved: Dataset) -> dict[str, Any]:
+    """What became of the rows so far. Reserved rows that a task cannot keep apart from others are told at once."""
+    shared_starts = getattr(get_task(spec.task), "shared_starts", None) if spec.task and spec.reserve else None
+    shared = shared_starts(reserved) if shared_starts else []
+    for line in shared:
+        log.warning("data %s: %s", name, line)
+    return {
+        "rows_read": counts.read,
+        "filtered_out": counts.filtered,
+        "bad_rows_skipped": counts.bad,
+        "bad_rows": list(counts.bad_examples),
+        "reserved": len(reserved),
+        "like_reserved": counts.kept - len(reserved) - len(rest),  # the same problems once more
+        "not_held_out": shared,
+    }
+
+
 def _keep(
-    recipe: Recipe, run: RunDir, name: str, rest: Dataset, counts: LoadCounts, reserved: list[Any], quiet: bool
+    recipe: Recipe,
+    run: RunDir,
+    name: str,
+    rest: Dataset,
+    facts: Mapping[str, Any],
+    reserved: list[Any],
+    quiet: bool,
 ) -> None:
-    spec = recipe.data[name]
-    compared = bool(reserved) and spec.decontaminate != "off"
+    method = recipe.data[name].decontaminate
+    compared = bool(reserved) and method != "off"
     with progress(f"comparing data {name} with reserved rows", len(rest), quiet=quiet or not compared) as advance:
-        kept, report = decontaminate(rest, reserved, method=spec.decontaminate, progress=advance)
+        kept, report = decontaminate(rest, reserved, method=method, progress=advance)
     if not len(kept) and name in _trained_on(recipe):
+        rows = len(rest) + facts["like_reserved"] + facts["reserved"]
         raise PosttrainError(
             Problem(
-                f"data {name!r} has no row left to train on: of {counts.kept} rows {spec.reserve} are reserved, and "
-                f"{len(rest)} were too close to reserved ones",
+                f"data {name!r} has no row left to train on: of {rows} rows {facts['reserved']} are reserved, and "
+                f"{rows - facts['reserved']} were too close to reserved ones",
                 f"data.{name}.reserve",
                 remedy="reserve fewer, give more rows, or choose another `decontaminate`",
             )
@@ -93,16 +121,7 @@ def _keep(
     directory = run.data(name)
     shutil.rmtree(directory, ignore_errors=True)
     kept.save_to_disk(str(directory))
-    facts = {
-        "rows_read": counts.read,
-        "filtered_out": counts.filtered,
-        "bad_rows_skipped": counts.bad,
-        "bad_rows": list(counts.bad_examples),
-        "reserved": spec.reserve,
-        "decontamination": report.to_dict(),
-        "for_training": len(kept),
-    }
-    write_json(directory / "funnel.json", facts)
+    write_json(directory / "funnel.json", {**facts, "decontamination": report.to_dict(), "for_training": len(kept)})
 
 
 def _trained_on(recipe: Recipe) -> set[str]:

@@ -38,7 +38,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def data_table(data: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """A row a data set: read, filtered out, bad, reserved, left out as too close to a reserved row, for training."""
+    """A row a data set: read, filtered out, bad, reserved, left out as too close to a reserved row (the same problem
+    once more included), for training.
+    """
     rows = []
     for name, facts in data.items():
         if not facts:
@@ -52,7 +54,7 @@ def data_table(data: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, A
                 "filtered": facts.get("filtered_out"),
                 "bad": facts.get("bad_rows_skipped"),
                 "reserved": facts.get("reserved"),
-                "close": sum(dropped.values()) if close else None,
+                "close": sum(dropped.values()) + facts.get("like_reserved", 0) if close else None,
                 "method": close.get("method", ""),
                 "left": facts.get("for_training"),
             }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, get_args
 
 from posttrain.tasks.environment import Reply
 
-__all__ = ["CATEGORIES", "DIFFICULTIES", "Category", "Difficulty", "Game", "Player", "Reply"]
+__all__ = ["CATEGORIES", "DIFFICULTIES", "FEW_STARTS", "Category", "Difficulty", "Game", "Player", "Reply"]
 
 Category = Literal["information_probing", "dynamic_adaptation", "state_operation", "strategic_gaming"]
 """The four classes of MTR-Bench."""
@@ -21,6 +21,9 @@ Difficulty = Literal["easy", "medium", "hard"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+
+FEW_STARTS = 50
+"""With fewer ways to begin, a game's instances are told apart by their seeds: by what is drawn later."""
 
 Player = Callable[[str], str]
 """One game's player: given the rules first and every reply after that, the text of the next move (without the box)."""
@@ -34,16 +37,22 @@ class Game(ABC):
         category: its class in MTR-Bench.
         max_turns: moves allowed, invalid ones included.
         costly: to draw an instance takes longer than to copy one.
+        starts: how many different starts there are, where they are too few (`FEW_STARTS`) for some to be held out.
     """
 
     name: ClassVar[str]
     category: ClassVar[Category]
     max_turns: ClassVar[int] = 15
     costly: ClassVar[bool] = False
+    starts: ClassVar[Mapping[Difficulty, int]] = {}
 
     def __init__(self, seed: int, difficulty: Difficulty) -> None:
         """The same arguments give the same instance on every machine: draw from `random.Random` of a derived seed."""
         self.seed, self.difficulty = seed, difficulty
+
+    def beginning(self) -> str:
+        """Of a fresh instance: a text that is the same for those that begin alike, in what is hidden too."""
+        return str(self.seed)
 
     @abstractmethod
     def rules(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from copy import deepcopy
 from typing import ClassVar, Generic, TypeVar
 
@@ -53,6 +53,10 @@ class Rounds(Game, Generic[Size]):
         self.size = self.sizes[difficulty]
         self._end: Reply | None = None
         self.set_up()
+
+    def beginning(self) -> str:
+        """All that was drawn when the instance was set up."""
+        return _written({name: value for name, value in vars(self).items() if name not in ("seed", "chance", "_end")})
 
     @abstractmethod
     def set_up(self) -> None:
@@ -155,3 +159,16 @@ def setting(rules: str) -> dict[str, str]:
 def numbers_in(text: str) -> list[int]:
     """Every whole number of a text, for players that read a reply."""
     return [int(number) for number in re.findall(_NUMBER, text)]
+
+
+def _written(value: object) -> str:
+    """A value as text, the same for equal ones: sets and mappings in an order of their own."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(sorted(f'{_written(key)}:{_written(held)}' for key, held in value.items()))}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{','.join(sorted(map(_written, value)))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if callable(value):
+        return ""  # a method that remembers what it gave
+    return _written(vars(value)) if hasattr(value, "__dict__") else repr(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from posttrain.rl.environments.game import CATEGORIES, DIFFICULTIES, Difficulty,
 from posttrain.rl.environments.monitor import Monitor
 from posttrain.tasks.answers import boxes
 from posttrain.tasks.environment import Outcome, Reply
-from posttrain.tasks.task import Query, derive_seed, make_query
+from posttrain.tasks.task import Query, derive_seed, make_query, text_key
 from posttrain.templates.parsed import ParsedMessage
 
 PLAYERS = ("reference", "random")
@@ -64,7 +65,8 @@ class MtrBench:
             {reference: 3, random: 1}. A random player's games are mostly lost.
 
     A row's `difficulty` is 1, 2 or 3. All rows of a game have the same rules: `decontaminate: key` is the way to keep
-    training apart from evaluation.
+    training apart from evaluation. A key stands for how an instance begins, so that no reserved one begins as one that
+    is trained on; where a game has too few starts for that (`shared_starts` tells), for its seed.
     """
 
     rewards: Mapping[str, float] = {"environment": 1.0}
@@ -114,6 +116,15 @@ class MtrBench:
         """Why a row of a file without an `entry` cannot be scored."""
         return "a game needs an `entry`, which only queries made by the task have"
 
+    def shared_starts(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Which of these rows may begin as other instances do, in words: their games have too few starts."""
+        kinds = Counter((entry["game"], entry["difficulty"]) for entry in (json.loads(row["entry"]) for row in rows))
+        return [
+            f"{game}, {level}, has {starts} different starts: {count} instances differ from others by later draws alone"
+            for (game, level), count in sorted(kinds.items())
+            if (starts := game_class(game).starts.get(level)) is not None
+        ]
+
     def _query(self, number: int, seed: int, levels: Sequence[str], max_turns: int | None) -> Query:
         game = self.games[number % len(self.games)]
         round_, turn = divmod(number // len(self.games), len(levels))
@@ -121,14 +132,16 @@ class MtrBench:
         instance = derive_seed(game, level, seed, round_)  # the same, whatever other games and levels are asked for
         entry = {"game": game, "seed": instance, "difficulty": level, "max_turns": max_turns}
         row = {"entry": json.dumps(entry)}
+        monitor = monitor_of(row)
+        start = str(instance) if level in monitor.game.starts else text_key(monitor.game.beginning())
         return make_query(
             id=f"{game}-{level}-{seed}-{round_}",
-            prompt=monitor_of(row).opening(),
+            prompt=monitor.opening(),
             answer="",
             task=f"mtr_bench:{game}",
             domain=game_class(game).category,
             difficulty=1 + DIFFICULTIES.index(level),
-            key=f"{game}/{level}/{instance}",
+            key=f"{game}/{level}/{start}",
             **row,
         )
 

@@ -25,6 +25,7 @@ class AttendanceCheck(Rounds[int]):
     name = "AttendanceCheck"
     category: ClassVar[Category] = "dynamic_adaptation"
     max_turns = 20
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 5, "medium": 7, "hard": 10}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 5, "medium": 7, "hard": 10}
 
     def set_up(self) -> None:

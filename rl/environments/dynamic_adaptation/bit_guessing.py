@@ -23,6 +23,7 @@ class BitGuessing(Rounds[int]):
 
     name = "BitGuessing"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 15}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 15, "medium": 127, "hard": 1023}
 
     def set_up(self) -> None:

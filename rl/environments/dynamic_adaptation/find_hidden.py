@@ -29,6 +29,7 @@ class FindHidden(Rounds[int]):
 
     name = "FindHidden"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 6, "medium": 10, "hard": 20}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 6, "medium": 10, "hard": 20}
 
     def set_up(self) -> None:

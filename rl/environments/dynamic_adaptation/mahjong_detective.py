@@ -29,6 +29,7 @@ class MahjongDetective(Rounds[tuple[int, int]]):
 
     name = "MahjongDetective"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 27}
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (3, 2), "medium": (5, 2), "hard": (7, 2)}
 
     def set_up(self) -> None:

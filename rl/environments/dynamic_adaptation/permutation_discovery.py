@@ -28,6 +28,7 @@ class PermutationDiscovery(Rounds[int]):
 
     name = "PermutationDiscovery"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 6, "medium": 24}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 3, "medium": 4, "hard": 6}
 
     def set_up(self) -> None:

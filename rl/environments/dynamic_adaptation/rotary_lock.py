@@ -28,6 +28,7 @@ class RotaryLock(Rounds[tuple[int, int, int]]):
 
     name = "RotaryLock"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 6}
     sizes: ClassVar[dict[Difficulty, tuple[int, int, int]]] = {
         "easy": (2, 6, 2),
         "medium": (3, 8, 3),

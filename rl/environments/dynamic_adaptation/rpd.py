@@ -14,6 +14,7 @@ class RPD(Rounds[tuple[int, int, int]]):
 
     name = "RPD"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 4, "medium": 8, "hard": 14}
     sizes: ClassVar[dict[Difficulty, tuple[int, int, int]]] = {
         "easy": (4, 2, 4),
         "medium": (8, 2, 6),

@@ -15,6 +15,7 @@ class TrainPursuit(Rounds[tuple[int, int]]):
 
     name = "TrainPursuit"
     category: ClassVar[Category] = "dynamic_adaptation"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 8, "medium": 16, "hard": 30}
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (8, 1), "medium": (16, 1), "hard": (30, 1)}
 
     def set_up(self) -> None:

@@ -26,6 +26,7 @@ class FindTheImpostors(Rounds[int]):
 
     name = "FindTheImpostors"
     category: ClassVar[Category] = "information_probing"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 20}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 6, "medium": 7, "hard": 9}
 
     def set_up(self) -> None:

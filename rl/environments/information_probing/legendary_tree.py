@@ -42,6 +42,7 @@ class LegendaryTree(Rounds[int]):
 
     name = "LegendaryTree"
     category: ClassVar[Category] = "information_probing"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 16}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 4, "medium": 5, "hard": 6}
 
     def set_up(self) -> None:

@@ -47,6 +47,7 @@ class Wordle(Rounds[int]):
     name = "Wordle"
     category: ClassVar[Category] = "information_probing"
     max_turns = GUESSES
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 26}
     sizes: ClassVar[dict[Difficulty, int]] = {"easy": 4, "medium": 5, "hard": 6}
 
     def set_up(self) -> None:

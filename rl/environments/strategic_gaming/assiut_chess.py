@@ -27,6 +27,7 @@ class AssiutChess(Rounds[tuple[int, int]]):
 
     name = "AssiutChess"
     category: ClassVar[Category] = "strategic_gaming"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 1, "medium": 1, "hard": 1}
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (4, 3), "medium": (5, 7), "hard": (6, 14)}
 
     def set_up(self) -> None:

@@ -18,6 +18,7 @@ class PaperNumber(Rounds[tuple[int, int]]):
 
     name = "PaperNumber"
     category: ClassVar[Category] = "strategic_gaming"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 4, "medium": 4, "hard": 4}
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (3, 4), "medium": (5, 4), "hard": (7, 4)}
 
     def set_up(self) -> None:

@@ -25,6 +25,7 @@ class XORBreaking(Rounds[tuple[int, int]]):
 
     name = "XORBreaking"
     category: ClassVar[Category] = "strategic_gaming"
+    starts: ClassVar[dict[Difficulty, int]] = {"easy": 10}
     sizes: ClassVar[dict[Difficulty, tuple[int, int]]] = {"easy": (6, 4), "medium": (9, 6), "hard": (13, 10)}
 
     def set_up(self) -> None:
