@@ -34,9 +34,9 @@ NOTES = """\
 Start, data, both evaluations and the report are in these times. The machine was busy with other work, which lengthens
 the wall time most.
 
-No reserved instance of MinMax or TreasureHunt begins as one that is trained on, by imitation or by playing. TrainPursuit and
-PaperNumber have eight and four ways to begin when easy: there the later draws are others, and where the train is, is told to
-nobody. TrainPursuit is played in 10 turns, not its usual 15, to keep episodes short.
+No reserved instance of MinMax or TreasureHunt begins as one that is trained on, by imitation or by playing.
+TrainPursuit and PaperNumber have eight and four ways to begin when easy: there the later draws are others, and where
+the train is, is told to nobody. TrainPursuit is played in 10 turns, not its usual 15, to keep episodes short.
 
 What MinMax gains hangs on what imitation leaves, which varies with the seed: in trials with 350 steps of imitation and
 70 of play it went from 0.541 to 0.866 with seed 0 and from 0.234 to 0.125 with seed 1, while the other three games

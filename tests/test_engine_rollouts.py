@@ -75,7 +75,10 @@ def test_queries_that_run_out_unevenly_do_not_part_the_processes(one_process: Pa
 
 @launched
 def test_episodes_are_played_side_by_side(one_process: Path, tmp_path: Path) -> None:
-    """Sharded, both processes generate in step: one whose episodes are over goes on until the other's are too."""
+    """Sharded, both processes generate in step: one whose episodes are over goes on until the other's are too.
+
+    Each fills its share with groups of episodes that differ, as one process does by itself.
+    """
     context = prepared(one_process, tmp_path / "run", "played", engine_of("fsdp2"))
     launch(context)
     ours, theirs = rows(context.run.path, "played"), rows(one_process, "played")
@@ -85,6 +88,13 @@ def test_episodes_are_played_side_by_side(one_process: Path, tmp_path: Path) -> 
         assert 1 < row["environment/turns"] <= 4 and row["environment/faults"] == 0
         # The environment's share of a completion is masked in both: all of it is counted.
         assert 0 < row["rollouts/forced_tokens"] < 1
+    for row in [*ours[:-1], *rows(one_process, "played")[:-1]]:
+        # Four groups at least, and no more than twice as many; a second try where some of the first were equal.
+        assert 4 <= row["dynamic_sampling/groups"] <= 8 and row["dynamic_sampling/groups"] % 2 == 0
+        assert row["dynamic_sampling/filled"] == pytest.approx(1 - row["frac_reward_zero_std"])
+        assert (row["dynamic_sampling/tries"] == 2) >= (row["dynamic_sampling/groups"] > 4)
+    asked = [{place % 2 for place in state["stream"]["own"]} for state in states(context.run.path, "played", 2)]
+    assert asked == [{0}, {1}]
     before, after = weights(one_process / "stages/imitation/model"), weights(context.dir.model)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert faults_of(context.dir.model) == []
