@@ -89,10 +89,9 @@ def test_episodes_are_played_side_by_side(one_process: Path, tmp_path: Path) -> 
         # The environment's share of a completion is masked in both: all of it is counted.
         assert 0 < row["rollouts/forced_tokens"] < 1
     for row in [*ours[:-1], *rows(one_process, "played")[:-1]]:
-        # Four groups at least, and no more than twice as many; a second try where some of the first were equal.
+        # Four groups at least, and no more than twice as many.
         assert 4 <= row["dynamic_sampling/groups"] <= 8 and row["dynamic_sampling/groups"] % 2 == 0
         assert row["dynamic_sampling/filled"] == pytest.approx(1 - row["frac_reward_zero_std"])
-        assert (row["dynamic_sampling/tries"] == 2) >= (row["dynamic_sampling/groups"] > 4)
     asked = [{place % 2 for place in state["stream"]["own"]} for state in states(context.run.path, "played", 2)]
     assert asked == [{0}, {1}]
     before, after = weights(one_process / "stages/imitation/model"), weights(context.dir.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,15 @@ def evaluation(run: Path, stage: str) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
+    shutil.copytree(finished, directory)  # the cold start is another kind's, and is killed in test_pipeline
+    for stage in STAGES[1:]:
+        shutil.rmtree(directory / "stages" / stage)
     command = ["run", str(RECIPE), "--output", str(directory), "--quiet"]
     for place in KILLS:
         kill_when_there(command, directory / "stages" / place, tmp_path)
     last = posttrain(*command)
     assert last.returncode == 0, last.stderr
-    for stage in STAGES:
+    for stage in STAGES[1:]:
         ours, theirs = (run / "stages" / stage for run in (directory, finished))
         assert (ours / "model/model.safetensors").read_bytes() == (theirs / "model/model.safetensors").read_bytes(), (
             stage

@@ -1,17 +1,16 @@
 """A run of rollouts that was stopped and resumed ends with the weights of one that was not: bit by bit.
 
-Run as a program (`python test_rl_resume.py ROOT VARIANT STEP`), it trains the variant and kills itself with SIGKILL as
-soon as checkpoint STEP is written.
+Each variant is trained once without a stop. Its checkpoints up to a step are all that a kill behind that step leaves.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from posttrain.recipe.stage import Stage, StageContext
 from posttrain.rl.rewards import Rollout
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.templates.families import get_family
+
+from . import warm
 
 Stage.model_rebuild(_types_namespace={"ModelSpec": ModelSpec})
 Recipe.model_rebuild()
@@ -163,6 +164,11 @@ def train(context: StageContext, *, stop: int = 0, kill: bool = False, resume: b
     return trainer
 
 
+def killed_at(root: str, variant: str, step: int) -> None:
+    """In a process of its own: train, and end by SIGKILL as soon as a checkpoint is written."""
+    train(prepared(Path(root), variant), stop=step, kill=True)
+
+
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
@@ -172,73 +178,104 @@ def assert_same(trainer: Any, expected: dict[str, torch.Tensor]) -> None:
         assert torch.equal(value, expected[name]), name
 
 
+@dataclasses.dataclass
+class Whole:
+    """A run that nothing stopped."""
+
+    context: StageContext
+    weights: dict[str, torch.Tensor]
+    figures: list[dict[str, float]]
+    counters: dict[str, int]
+    entropy_coef: float | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.context.dir.path / "whole"
+
+    def left_at(self, step: int) -> StageContext:
+        """The stage as a kill behind a checkpoint leaves it: with this one as the newest."""
+        shutil.rmtree(self.context.dir.checkpoints, ignore_errors=True)
+        name = f"checkpoint-{step}"
+        shutil.copytree(self.checkpoints / name, self.context.dir.checkpoints / name)
+        return self.context
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Callable[[str], Whole]:
+    """A variant's whole run, made when it is first asked for."""
+
+    @cache
+    def made(variant: str) -> Whole:
+        context = prepared(root, variant)
+        trainer = train(context)
+        coefficient = getattr(trainer, "entropy_coef", None)
+        run = Whole(context, weights(trainer), trainer.state.log_history, dict(trainer.counters), coefficient)
+        context.dir.checkpoints.rename(run.checkpoints)
+        return run
+
+    return made
 
 
 @pytest.mark.parametrize(
     ("variant", "stops"),
     [("grpo", [3, 6]), ("filled", [3, 6]), ("buffer", [3, 5]), ("muon", [2]), ("distillation", [4])],
 )
-def test_a_stopped_run_ends_as_an_uninterrupted_one(root: Path, variant: str, stops: list[int]) -> None:
-    context = prepared(root, variant)
-    whole = train(context)
-    expected, figures, counters = weights(whole), whole.state.log_history, dict(whole.counters)
-    assert any(not torch.equal(v, load_model(context.start).state_dict()[k]) for k, v in expected.items())
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    whole: Callable[[str], Whole], variant: str, stops: list[int]
+) -> None:
+    run = whole(variant)
+    begun = load_model(run.context.start).state_dict()
+    assert any(not torch.equal(value, begun[name]) for name, value in run.weights.items())
     for stop in stops:
-        context.dir.checkpoints.rename(context.dir.path / f"before-{stop}")
-        train(context, stop=stop)
-        resumed = train(context, resume=True)
+        resumed = train(run.left_at(stop), resume=True)
         assert resumed.state.global_step == STEPS
-        assert_same(resumed, expected)
-        assert resumed.counters == counters
+        assert_same(resumed, run.weights)
+        assert resumed.counters == run.counters
         if variant == "buffer":
-            assert resumed.entropy_coef == whole.entropy_coef
+            assert resumed.entropy_coef == run.entropy_coef
         # The figures too, where a checkpoint fell between two lines of the log.
         for key in ("tokens/rollout", "completions/mean_length", "rollouts/forced_tokens", "entropy"):
-            line = [entry[key] for entry in figures if key in entry]
+            line = [entry[key] for entry in run.figures if key in entry]
             assert line == [entry[key] for entry in resumed.state.log_history if key in entry], key
 
 
-@pytest.mark.parametrize("variant", ["grpo", "buffer"])
+@pytest.mark.parametrize(("variant", "stop"), [("grpo", 6), ("buffer", 5)])
 def test_without_what_is_kept_it_would_end_otherwise(
-    root: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+    whole: Callable[[str], Whole], variant: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: TRL alone resumes in mid-buffer or in the second epoch as another run."""
-    from trl import GRPOTrainer
-
+    from posttrain.model.trl_trainers import GRPOTrainer
     from posttrain.rl.resume import ResumableRollouts
 
-    context = prepared(root / "stock", variant)
-    expected = weights(train(context))
+    run = whole(variant)
     monkeypatch.setattr(ResumableRollouts, "_load_optimizer_and_scheduler", GRPOTrainer._load_optimizer_and_scheduler)
     monkeypatch.setattr(ResumableRollouts, "_get_train_sampler", GRPOTrainer._get_train_sampler)
-    context.dir.checkpoints.rename(context.dir.path / "before")
-    train(context, stop=6 if variant == "grpo" else 5)
-    resumed = train(context, resume=True)
+    resumed = train(run.left_at(stop), resume=True)
     with pytest.raises(AssertionError):
-        assert_same(resumed, expected)
+        assert_same(resumed, run.weights)
 
 
-@pytest.mark.timeout(900)  # a second process imports everything anew
-def test_kill_9_in_mid_buffer_of_another_process(root: Path) -> None:
-    context = prepared(root / "killed", "buffer")
-    expected = weights(train(context))
-    context.dir.checkpoints.rename(context.dir.path / "before")
-    command = [sys.executable, __file__, str(root / "killed"), "buffer", "3"]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert_same(train(context, resume=True), expected)
+def test_kill_9_in_mid_buffer_of_another_process(whole: Callable[[str], Whole], root: Path) -> None:
+    run = whole("buffer")
+    shutil.rmtree(run.context.dir.checkpoints, ignore_errors=True)
+    assert warm.call(killed_at, str(root), "buffer", 3) == -signal.SIGKILL
+    assert_same(train(run.context, resume=True), run.weights)
 
 
-def test_a_checkpoint_without_its_rollouts_is_refused(root: Path) -> None:
-    context = prepared(root / "missing", "grpo")
-    train(context, stop=1)
+def test_a_polite_stop_is_resumed_as_a_kill_is(whole: Callable[[str], Whole]) -> None:
+    run = whole("muon")
+    shutil.rmtree(run.context.dir.checkpoints, ignore_errors=True)
+    train(run.context, stop=4)
+    assert_same(train(run.context, resume=True), run.weights)
+
+
+def test_a_checkpoint_without_its_rollouts_is_refused(whole: Callable[[str], Whole]) -> None:
+    context = whole("grpo").left_at(1)
     (context.dir.checkpoints / "checkpoint-1" / "rollouts_0.pt").unlink()
     with pytest.raises(PosttrainError, match=r"rollouts_0\.pt is missing"):
         train(context, resume=True)
-
-
-if __name__ == "__main__":
-    train(prepared(Path(sys.argv[1]), sys.argv[2]), stop=int(sys.argv[3]), kill=True)

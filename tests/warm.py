@@ -1,4 +1,4 @@
-"""The command line in a process of its own that need not import everything anew: a fork of one that has.
+"""The command line, or a function, in a process of its own that need not import all anew: a fork of one that has.
 
 What a command imports when is measured elsewhere (test_cli_imports, by processes that are really fresh).
 """
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -33,6 +33,15 @@ def finish(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         assert process.exitcode is not None
         out, err = ((Path(folder) / name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(list(arguments), process.exitcode, out, err)
+
+
+def call(function: Callable[..., None], *arguments: object) -> int:
+    """Call a function of a module in a process of its own; its exit code, negative: the signal that killed it."""
+    process = _FORKS.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def _main(arguments: list[str], output: str, environment: Mapping[str, str], directory: str) -> None:
