@@ -98,8 +98,8 @@ def test_it_tells_the_distribution_that_the_model_has(server: Server, folder: Pa
 
 
 def test_as_a_judge_it_keeps_replies_to_the_schema_and_answers_to_their_turn(server: Server) -> None:
-    options = {"endpoint": f"{server.url}/v1", "model": MODEL, "cache": "off"}
-    words = {**options, "verdicts": {"yes": 1.0, "no": 0.0}, "max_tokens": 40}
+    options: dict[str, Any] = {"endpoint": f"{server.url}/v1", "model": MODEL, "cache": "off"}
+    words: dict[str, Any] = {**options, "verdicts": {"yes": 1.0, "no": 0.0}, "max_tokens": 40}
     asked = Judge(**words)
     contents = ["Oslo", "Bergen", *judging.BREAKOUTS, *judging.FORGERIES[:5]]
     scores = asked.batch([judging.QUERY] * len(contents), judging.answers(*contents))
