@@ -2,7 +2,8 @@
 
 By mode, data set and task: the share of tokens at which both hold the same entry for the most probable one, and the
 mean divergence KL(teacher || student) in nats, on the teacher's k most probable entries and one bucket for the rest.
-The tokens at which they differ most are kept to be read.
+The tokens at which they differ most are kept to be read. Across tokenizers, both are compared by the bytes of the
+answers (`agreement_by_bytes.py`).
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.distill.agreement_by_bytes import by_bytes
 from posttrain.distill.buckets import TopK, bucket_divergence
 from posttrain.distill.cache_write import Span, TeacherLogprobs
 from posttrain.distill.cost import cost
-from posttrain.distill.heads import whole_head
-from posttrain.distill.local_teacher import LocalTeacher, backbone_of
+from posttrain.distill.local_teacher import LocalTeacher, distributions
 from posttrain.distill.served_teacher import ServedTeacher, spans_of
 from posttrain.distill.teacher import load_teacher
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import write_json
 from posttrain.recipe.endpoint import EndpointSpec
-from posttrain.recipe.teacher import OneTeacher, Teachers, each_teacher
+from posttrain.recipe.teacher import OneTeacher, Teachers
 
 if TYPE_CHECKING:
     from posttrain.model.generation import Completion
@@ -42,8 +42,6 @@ LEAST = 8
 TOP = 20
 SHOWN = 24
 """Tokens kept to be read."""
-PIECE = 256
-"""Tokens compared at once: their whole distributions stand in memory."""
 BEFORE = 24
 """Tokens of context shown before each."""
 
@@ -84,18 +82,19 @@ def measure(context: StageContext) -> dict[str, Any]:
 
     Returns:
         `rows` (mode, data, task, answers, tokens, top1, divergence) and `tokens` (those at which they differ most); or
-        `not_measured` with the reason.
+        `bytes`, of a teacher with another tokenizer (`by_bytes`); or `not_measured` with the reason.
     """
     from posttrain.model.policy import load_model, load_tokenizer, placed
 
     spec = context.recipe.model
     tokenizer = load_tokenizer(context.dir.model)
-    if (other := _of_another_tokenizer(context, tokenizer)) is not None:
-        return {"not_measured": f"the teacher {other} has another tokenizer, so entries cannot be compared one by one"}
     cpu = context.recipe.engine.cpu
     student = placed(load_model(context.dir.model, dtype=spec.dtype, attention=spec.attention), cpu=cpu)
     try:
         answers = list(_answers(context, student, tokenizer))
+        if (other := _another_tokenizer(context, tokenizer)) is not None:
+            theirs = load_teacher(str(context.teacher), None, dtype=spec.dtype, attention=spec.attention)
+            return {"bytes": by_bytes(answers, (student, tokenizer), (placed(theirs, cpu=cpu), other))}
         asked = {one: _ask(context, one, tokenizer) for one in dict.fromkeys(answer.teacher for answer in answers)}
         return _compared(answers, asked, student, tokenizer)
     except PosttrainError as error:
@@ -104,15 +103,17 @@ def measure(context: StageContext) -> dict[str, Any]:
         return {"not_measured": reason}
 
 
-def _of_another_tokenizer(context: StageContext, tokenizer: Any) -> str | None:
-    """A teacher here whose entries are not the student's."""
+def _another_tokenizer(context: StageContext, tokenizer: Any) -> Any | None:
+    """The tokenizer of a teacher here, if its entries are not the student's."""
     from posttrain.model.policy import load_tokenizer
 
-    for _, one in each_teacher(str(context.teacher) if isinstance(context.teacher, Path) else context.teacher):
-        with suppress(Exception):  # it is gone, which is told when it is asked
-            if isinstance(one, str) and load_tokenizer(one).get_vocab() != tokenizer.get_vocab():
-                return one
-    return None
+    if not isinstance(context.teacher, Path):
+        return None
+    try:
+        theirs = load_tokenizer(context.teacher)
+    except Exception:  # it is gone, which is told when it is asked
+        return None
+    return theirs if theirs.get_vocab() != tokenizer.get_vocab() else None
 
 
 def _answers(context: StageContext, student: Any, tokenizer: Any) -> Iterator[Answer]:
@@ -175,23 +176,6 @@ def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherL
     return ask
 
 
-@torch.no_grad()
-def _pieces(
-    model: Any, ids: Sequence[int], places: Sequence[int], entries: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Log-probabilities (N, V) before the tokens at these places, `PIECE` of them at a time, padding left out."""
-    device = model.get_output_embeddings().weight.device
-    states = backbone_of(model)(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).last_hidden_state
-    hidden = states[0, [place - 1 for place in places]]
-    with whole_head(model, hidden.dtype) as head:
-        for first in range(0, len(places), PIECE):
-            rows = slice(first, min(first + PIECE, len(places)))
-            logits = torch.nn.functional.linear(hidden[rows], head.weight[:entries]).float()
-            if head.bias is not None:
-                logits += head.bias[:entries]
-            yield rows, (logits * head.scale).log_softmax(-1)
-
-
 def _on(logs_N_V: torch.Tensor, ids_N_K: torch.Tensor) -> TopK:
     """A whole distribution on these entries and one bucket."""
     rest = logs_N_V.scatter(1, ids_N_K, float("-inf")).logsumexp(1)
@@ -214,7 +198,7 @@ def _compared(
             at += len(answer.places)
             row = sums[answer.mode, answer.data, answer.task]
             row[0] += 1
-            for piece, logs in _pieces(student, answer.ids, answer.places, len(tokenizer)):
+            for piece, logs in distributions(student, answer.ids, answer.places, len(tokenizer)):
                 part = theirs[piece]
                 known = TopK(*(each.to(logs.device) for each in (part.ids, part.log_probs, part.tail)))
                 ours = _on(logs, known.ids).buckets(torch.float64)

@@ -137,6 +137,7 @@ class GoldDistillationStage(OffPolicyDistillationStage):
         from trl.experimental.gold import GOLDConfig
 
         from posttrain.distill.gold_trainer import GoldCollator, GoldTrainer
+        from posttrain.distill.teacher import load_teacher
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
         assert isinstance(context.teacher, Path)
@@ -152,11 +153,12 @@ class GoldDistillationStage(OffPolicyDistillationStage):
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
         )
+        spec = context.recipe.model
         rows = load_from_disk(str(context.dir.data / "train"))
         enough_rows(context.name, len(rows), args.generation_batch_size * args.world_size)
         trainer = with_optimizer(GoldTrainer, self.optimizer)(
             model=model,
-            teacher_model=self._load_teacher(context),
+            teacher_model=load_teacher(context.teacher, None, dtype=spec.dtype, attention=spec.attention),
             args=args,
             train_dataset=self.with_modes(rows, tokenizer, context.family, context.seed),
             data_collator=GoldCollator(tokenizer, family=context.family, room=args.max_length),
@@ -165,18 +167,6 @@ class GoldDistillationStage(OffPolicyDistillationStage):
         )
         trainer.set_rollouts(context.family, seed=context.seed)
         return trainer
-
-    def _load_teacher(self, context: StageContext) -> Any:
-        from posttrain.model.policy import load_model
-
-        spec = context.recipe.model
-        try:
-            teacher = load_model(str(context.teacher), dtype=spec.dtype, attention=spec.attention)
-        except Exception as error:  # transformers raises what it likes
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = f"the teacher at {context.teacher} could not be loaded: {line}"
-            raise PosttrainError(Problem(what, remedy="check the stage's `teacher`")) from error
-        return teacher.requires_grad_(False)
 
     def with_modes(self, rows: Dataset, tokenizer: Any, family: Family, seed: int) -> Dataset:
         """Rows with how the student is asked where it answers itself.

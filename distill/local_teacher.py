@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from posttrain.distill.buckets import TopK
 from posttrain.distill.cache_write import Span
 from posttrain.distill.heads import whole_head
 from posttrain.distill.tiles import LN_2, Projection, Tiles
+
+PIECE = 256
+"""Tokens whose whole distributions stand in memory at once."""
 
 
 class LocalTeacher:
@@ -54,6 +57,23 @@ def backbone_of(model: Any) -> Any:
     if hasattr(model, "peft_config"):
         model = model.base_model.model
     return model.base_model
+
+
+@torch.no_grad()
+def distributions(
+    model: Any, ids: Sequence[int], places: Sequence[int], entries: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Log-probabilities (N, V) before the tokens at these places, `PIECE` of them at a time, padding left out."""
+    device = model.get_output_embeddings().weight.device
+    states = backbone_of(model)(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).last_hidden_state
+    hidden = states[0, [place - 1 for place in places]]
+    with whole_head(model, hidden.dtype) as head:
+        for first in range(0, len(places), PIECE):
+            rows = slice(first, min(first + PIECE, len(places)))
+            logits = torch.nn.functional.linear(hidden[rows], head.weight[:entries]).float()
+            if head.bias is not None:
+                logits += head.bias[:entries]
+            yield rows, (logits * head.scale).log_softmax(-1)
 
 
 def top_k_of(teacher: Projection, entries: int, k: int, temperature: float) -> TopK:

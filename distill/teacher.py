@@ -24,12 +24,12 @@ SHOWN = 5
 """Differences told one by one."""
 
 
-def load_teacher(directory: Path | str, tokenizer: Any, *, dtype: str, attention: str) -> Any:
+def load_teacher(directory: Path | str, tokenizer: Any | None, *, dtype: str, attention: str) -> Any:
     """The teacher's model, frozen, in evaluation mode.
 
     Args:
         directory: a model directory or a hub id.
-        tokenizer: the student's.
+        tokenizer: the student's, which has to be the teacher's; None: it may have another.
 
     Raises:
         PosttrainError: the teacher is not there, or its tokenizer is not the student's.
@@ -37,8 +37,8 @@ def load_teacher(directory: Path | str, tokenizer: Any, *, dtype: str, attention
     from posttrain.model.policy import load_model, load_tokenizer
 
     try:
-        theirs = load_tokenizer(directory)
-        check_tokenizers(tokenizer, theirs, str(directory))
+        if tokenizer is not None:
+            check_tokenizers(tokenizer, load_tokenizer(directory), str(directory))
         teacher = load_model(directory, dtype=dtype, attention=attention)
     except PosttrainError:
         raise

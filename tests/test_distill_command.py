@@ -213,7 +213,7 @@ def test_rows_whose_answer_is_missing_choose_no_verifier(models: Path, tmp_path:
 def test_a_teacher_with_another_tokenizer_is_crossed_to(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second stage is GOLD's; the report says why no agreement is told, and what it cost."""
+    """The second stage is GOLD's; the report tells the agreement by bytes, and what it cost."""
     shape = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
     tokenizer = TrainedTokenizer(train_on=["sums"], vocab_size=330)
     spec = ModelSpec(architecture="Qwen3ForCausalLM", config=shape, tokenizer=tokenizer)
@@ -229,10 +229,11 @@ def test_a_teacher_with_another_tokenizer_is_crossed_to(
         ("off_policy", "off_policy_distillation"), ("gold", "gold_distillation"),
     ]  # fmt: skip
     agreement = read_json(tmp_path / "run" / "stages" / "gold" / "agreement.json")
-    assert "has another tokenizer" in agreement["not_measured"]
+    assert [row["mode"] for row in agreement["bytes"]] == ["thinking", "non_thinking"]
+    assert all(row["teacher"] > row["student"] > 0 and row["bytes"] > 0 for row in agreement["bytes"])
     assert agreement["cost"]["teacher_answers"] == 72 and agreement["cost"]["trained"] > 0
     assert agreement["cost"]["student_sampled"] == 0 and agreement["cost"]["flops"] > 0
-    assert "has another tokenizer" in (tmp_path / "run" / "report.md").read_text()
+    assert "nats a byte, teacher" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from posttrain.data.tokens import IGNORED
+from posttrain.distill.agreement import Answer
+from posttrain.distill.agreement_by_bytes import by_bytes
 from posttrain.distill.gold import mode_of
 from posttrain.distill.gold_trainer import FORCED, bytes_of, ends_of
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
-from posttrain.model.policy import load_tokenizer
+from posttrain.model.generation import Generator, Prompt
+from posttrain.model.policy import load_model, load_tokenizer
 from posttrain.templates.render import render
 from tests.gold import QWEN3, THINKS, context, conversations, models, trainer, write_data
 
@@ -340,3 +343,29 @@ def test_a_tokenizer_without_bytes_is_refused_before_the_teacher_answers(run: Ru
     where = dataclasses.replace(context(run, train={"use_extended_uld": False}), teacher=tmp_path / "teacher")
     stage: Any = where.recipe.stages["student"]
     stage._check_tokenizers(where)
+
+
+def test_student_and_teacher_are_compared_on_the_bytes_of_answers(run: RunDir) -> None:
+    """Minus the log-likelihood of the same text, each model reading its own cut of it: the plain formula."""
+    models_of = [(load_model(directory), load_tokenizer(directory)) for directory in (run.base, run.path / "teacher")]
+    prompt, texts = f"{QWEN3.message_start}assistant\n", ["7 and 5 is 12", "7"]
+    empty = Generator(*models_of[0], QWEN3, max_new_tokens=1)([Prompt([{"role": "user", "content": "a"}])], seed=0)[0]
+    expected, answers = [], []
+    for model, tokenizer in models_of:
+        nats = 0.0
+        for text in texts:
+            before, own = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text))
+            with torch.no_grad():
+                logs = model(torch.tensor([before + own])).logits[0, :, : len(tokenizer)].log_softmax(-1)
+            nats -= float(logs[len(before) - 1 : -1].gather(1, torch.tensor(own)[:, None]).sum())
+        expected.append(nats / len("".join(texts)))
+    tokenizer = models_of[0][1]
+    for number, text in enumerate([*texts, ""]):  # one ended, one cut, one empty
+        ids = [*tokenizer(text).input_ids, *([tokenizer.eos_token_id] if number != 1 else [])]
+        done = dataclasses.replace(
+            empty, prompt_ids=tokenizer(prompt).input_ids, completion_ids=ids, truncated=number == 1
+        )
+        answers.append(Answer("sums", "arithmetic", "thinking", done, "teacher"))
+    (row,) = by_bytes(answers, *models_of)
+    assert (row["mode"], row["data"], row["task"], row["answers"]) == ("thinking", "sums", "arithmetic", 2)
+    assert (row["student"], row["teacher"]) == pytest.approx(expected, rel=1e-5)

@@ -118,3 +118,9 @@ def test_agreement_with_the_teacher_can_be_read(run: RunDir) -> None:
     write_json(run.stage("student").path / "agreement.json", {"not_measured": "it is gone", "cost": agreement["cost"]})
     page = build_report(run).read_text()
     assert "Not measured: it is gone" in page and "0.875" in page
+    row = {"mode": "thinking", "data": "problems", "task": "math", "answers": 5, "bytes": 1234}
+    by_bytes = {"bytes": [{**row, "student": 0.25, "teacher": 0.75}], "cost": agreement["cost"]}
+    write_json(run.stage("student").path / "agreement.json", by_bytes)
+    assert "<td>0.2500</td><td>0.7500</td><td>0.5000</td><td>5</td><td>1,234</td>" in build_report(run).read_text()
+    text = (run.path / "report.md").read_text()
+    assert "| thinking | problems | math | 5 | 1234 | 0.2500 | 0.7500 | 0.5000 |" in text
