@@ -14,14 +14,13 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
-from posttrain.recipe.teacher import each_teacher
 from posttrain.recipe.trainer_options import option_names
 from posttrain.run.context import root_spec
+from posttrain.run.estimates import Memory, stage_disk, stage_memory, trained_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_BATCH = 8  # transformers' per_device_train_batch_size
 DEFAULT_EPOCHS = 3.0
 DEFAULT_LENGTH = 1024  # TRL's max_length
@@ -33,7 +32,6 @@ class StagePlan:
 
     Attributes:
         samples: samples that optimizer steps consume; tokens: trained tokens at most.
-        memory: bytes over all processes: weights, gradients, optimizer state, teacher and reference, no activations.
         disk: bytes of the model and of two checkpoints.
     """
 
@@ -46,7 +44,7 @@ class StagePlan:
     tokens: int | None
     parameters: int | None
     trained: int | None
-    memory: int | None
+    memory: Memory | None
     disk: int | None
 
 
@@ -109,8 +107,7 @@ def stage_plan(recipe: Recipe, name: str, counts: Mapping[str, int | None]) -> S
     length = train.get("max_length") or train.get("max_completion_length") or DEFAULT_LENGTH
     samples = steps * batch or None
     parameters = counts[name]
-    spec = root_spec(recipe, name)
-    trained = None if parameters is None else _lora_parameters(spec, parameters)
+    trained = None if parameters is None else trained_parameters(root_spec(recipe, name), parameters)
     return StagePlan(
         name=name,
         kind=stage.kind,
@@ -121,38 +118,11 @@ def stage_plan(recipe: Recipe, name: str, counts: Mapping[str, int | None]) -> S
         tokens=samples * int(length) if samples and length else None,
         parameters=parameters,
         trained=trained,
-        memory=None if parameters is None or trained is None else _memory(recipe, name, parameters, trained, counts),
-        disk=None if parameters is None or trained is None else _disk(spec, parameters, trained),
+        memory=None
+        if parameters is None or trained is None
+        else stage_memory(recipe, name, parameters, trained, counts),
+        disk=None if parameters is None or trained is None else stage_disk(recipe, name, parameters, trained),
     )
-
-
-def _lora_parameters(spec: ModelSpec, parameters: int) -> int:
-    """Trained parameters: all, or an adapter's, estimated at its rank over the square root of the size."""
-    if spec.adapter is None:
-        return parameters
-    rank = int(spec.adapter.lora.get("r", 8))
-    # A block of hidden size h holds about 12 h^2 weights; rank r on all its matrices adds about 18 r h.
-    hidden = spec.config.get("hidden_size") or max(256, int((parameters / 12 / 24) ** 0.5))
-    return min(parameters, int(parameters * 1.5 * rank / hidden))
-
-
-def _memory(recipe: Recipe, name: str, parameters: int, trained: int, counts: Mapping[str, int | None]) -> int | None:
-    spec = root_spec(recipe, name)
-    width = BYTES[spec.dtype]
-    # Weights, gradients, and AdamW's two moments in the weights' type.
-    total = parameters * width + trained * width * 3
-    for teacher in {one for _, one in each_teacher(recipe.stages[name].teacher) if isinstance(one, str)}:
-        if counts.get(teacher) is None:
-            return None  # a teacher from outside, of a size that the recipe does not tell
-        total += (counts[teacher] or 0) * width
-    if float(recipe.stages[name].train.get("beta", 0.0)) > 0 and recipe.stages[name].kind == "grpo":
-        total += parameters * width
-    return total
-
-
-def _disk(spec: ModelSpec, parameters: int, trained: int) -> int:
-    width = BYTES[spec.dtype]
-    return parameters * width + 2 * (trained * width * 3)
 
 
 def _rows(recipe: Recipe, name: str) -> int | None:
@@ -225,7 +195,7 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
         if plan.trained != plan.parameters:
             parameters += f" ({short(plan.trained)} trained)"
         estimates = (plan.steps, plan.samples, plan.tokens)
-        sizes = (short(plan.memory, "B"), short(plan.disk, "B"))
+        sizes = (_memory(plan.memory), short(plan.disk, "B"))
         table.add_row(plan.name, plan.kind, plan.start, plan.model_kind, *map(short, estimates), parameters, *sizes)
     console.print(table)
     engine = recipe.engine
@@ -235,10 +205,10 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
         where = f"accelerate launch, {engine.processes} processes on {engine.machines} machine(s), {engine.strategy}"
     console.print(f"engine: {where}")
     known = [plan.memory for plan in plans if plan.memory is not None]
-    peak = max(known) if len(known) == len(plans) else None
+    peak = max(known, key=lambda memory: memory.bytes) if len(known) == len(plans) else None
     disk = sum(plan.disk or 0 for plan in plans)
     console.print(
-        f"peak memory about {short(peak, 'B')} over all processes (weights, gradients, optimizer, teacher; activations "
+        f"peak memory about {_memory(peak)} over all processes (weights, gradients, optimizer, teacher; activations "
         f"come on top), disk about {short(disk, 'B')}"
     )
     reserved = sum(recipe.data[name].reserve for name in recipe.evaluation.data)
@@ -265,6 +235,12 @@ def _print_state(recipe: Recipe, directory: Path, disk: int, console: Console) -
     console.print(f"run: {directory}, {state}; {short(free, 'B')} free on its disk")
     if free < disk:
         console.print(f"[bold]warning:[/bold] the plan needs about {short(disk, 'B')} of disk", highlight=False)
+
+
+def _memory(memory: Memory | None) -> str:
+    if memory is None:
+        return "?"
+    return short(memory.bytes, "B") + (" + teacher" if memory.with_teacher else "")
 
 
 def short(value: float | None, unit: str = "") -> str:
