@@ -79,6 +79,14 @@ def test_data_and_models_follow_the_recipe(folder: Path) -> None:
     assert figures(run) == (40, 16, 48)
 
 
+def test_reserved_rows_that_are_gone_are_reserved_again(folder: Path) -> None:
+    run = prepared(folder)
+    before = run.reserved("sums").read_bytes()
+    run.reserved("sums").unlink()
+    prepared(folder)
+    assert run.reserved("sums").read_bytes() == before
+
+
 def test_a_command_that_redoes_nothing_refuses_other_data(folder: Path) -> None:
     run = prepared(folder)
     refuse_others(loaded(folder).recipe, run)

@@ -42,7 +42,7 @@ def prepare_data(
             has.
     """
     sources = sources or {}
-    missing = [name for name in recipe.data if not is_made_from(run.data(name), sources.get(name))]
+    missing = [name for name in recipe.data if not _stands(recipe, run, name, sources.get(name))]
     with tempfile.TemporaryDirectory() as scratch:
         training: dict[str, tuple[Dataset, dict[str, Any]]] = {}
         for name in missing:
@@ -58,6 +58,11 @@ def prepare_data(
         for name, (rest, facts) in training.items():
             _keep(recipe, run, name, rest, facts, everything, quiet)
             seal(run.data(name), made_from=sources.get(name))
+
+
+def _stands(recipe: Recipe, run: RunDir, name: str, source: Any) -> bool:
+    reserved = not recipe.data[name].reserve or run.reserved(name).exists()
+    return reserved and is_made_from(run.data(name), source)
 
 
 def no_queries(name: str) -> Problem:

@@ -57,10 +57,11 @@ class Start:
 def load_start(context: StageContext, spec: ModelSpec, tokenizer: Any) -> Start:
     """The model a stage starts from, with the adapter of the stage before it taken up where the recipe says so."""
     adapter_dir = context.start.parent / "adapter"
-    if spec.adapter is not None and spec.adapter.at_boundary == "continue" and is_complete(adapter_dir):
+    follows = context.start.name == "model"  # a stage's result; beside a `start` its own adapter may stand
+    if spec.adapter is not None and spec.adapter.at_boundary == "continue" and follows and is_complete(adapter_dir):
         from peft import PeftModel
 
-        base = Path(read_json(adapter_dir / MANIFEST)["base"])
+        base = context.run.path / read_json(adapter_dir / MANIFEST)["base"]
         model = PeftModel.from_pretrained(
             load_model(base, dtype=spec.dtype, attention=spec.attention), str(adapter_dir), is_trainable=True
         )
@@ -206,7 +207,7 @@ def _merge_adapter(partial: Path, context: StageContext, spec: ModelSpec, start:
         adapter.mkdir(parents=True)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy2(partial / name, adapter / name)
-        seal(adapter, base=str(start.base.resolve()))
+        seal(adapter, base=os.path.relpath(start.base, context.run.path))  # a run may be moved
     shutil.rmtree(partial)
     merged.save_pretrained(str(partial))
 
