@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # What is imported is compiled when it is imported: of what torch and vLLM bring, that is a small part.
 PIP := $(BIN)/pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache endpoint_client served_teacher general_rl_tiny reference_scorers rollouts games games_tiny environments
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache endpoint_client served_teacher general_rl_tiny reference_scorers reference_bfcl rollouts games games_tiny environments
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive

@@ -111,6 +111,28 @@ def test_a_tool_call_that_the_server_took_out_is_put_back() -> None:
     assert done.message.tool_calls[0].arguments == {"a": 7} and not done.truncated
 
 
+def test_calls_and_results_are_sent_as_servers_demand_them() -> None:
+    """Ids, arguments as text, and results with the ids of their calls: vLLM refuses anything else."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    given = {"type": "function", "function": {"name": "add", "arguments": '{"a":  2}'}}
+    messages = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": "", "tool_calls": [call, given]},
+        *({"role": "tool", "content": text} for text in "12"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    with scripted(lambda path, body: said("Done.")) as server:
+        generator(server)([Prompt(messages, mode="non_thinking")], seed=0)
+        sent = server.asked[0][1]["messages"]
+    calls = [call for message in sent for call in message.get("tool_calls", [])]
+    assert [call["id"] for call in calls] == ["call00000", "call00001", "call00002"]
+    assert [call["function"]["arguments"] for call in calls] == ['{"a": 1}', '{"a":  2}', '{"a": 1}']
+    results = [message for message in sent if message["role"] == "tool"]
+    assert [message["tool_call_id"] for message in results] == [call["id"] for call in calls]
+    assert [message["content"] for message in results] == ["1", "2", "3"] and "tool_call_id" not in messages[2]
+
+
 def test_a_prompt_that_is_too_long_is_one_that_could_not_be_finished() -> None:
     def answer(path: str, body: dict[str, Any]) -> Any:
         reason = "This model's maximum context length is 64 tokens. However, you requested 99."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class ServedGenerator:
         """The request for a prompt."""
         mode = prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode
         body: dict[str, Any] = {
-            "messages": [_message(message) for message in prompt.messages],
+            "messages": _messages(prompt.messages),
             "max_tokens": self._max_new_tokens,
             "return_token_ids": True,
             **self._sampled[mode],
@@ -222,15 +223,33 @@ def _limited(prompt: Prompt) -> bool:
     return prompt.thinking_budget is not None and prompt.thinking_budget >= 0
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as servers take it: reasoning under both of its names."""
-    sent = {key: value for key, value in message.items() if value is not None}
-    return sent | {"reasoning": sent["reasoning_content"]} if "reasoning_content" in sent else sent
+def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as servers take them: reasoning under both of its names, calls with ids and their arguments as text,
+    results with the ids of their calls, in order."""
+    sent, waiting, count = [], [], 0
+    for message in messages:
+        one = {key: value for key, value in message.items() if value is not None}
+        if "reasoning_content" in one:
+            one["reasoning"] = one["reasoning_content"]
+        if calls := one.get("tool_calls"):
+            # Nine letters and digits: what some templates demand of an id.
+            waiting = [str(call.get("id") or f"call{count + at:05}") for at, call in enumerate(calls)]
+            one["tool_calls"] = [_sent_call(call, id) for call, id in zip(calls, waiting, strict=True)]
+            count += len(calls)
+        elif one.get("role") == "tool" and waiting:
+            one = {"tool_call_id": waiting.pop(0), **one}
+        sent.append(one)
+    return sent
+
+
+def _sent_call(call: Mapping[str, Any], id: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": id, "type": "function", "function": {**function, "arguments": written}}
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
-    import json
-
     function = call.get("function") or {}
     written = str(function.get("arguments") or "")
     try:

