@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.evaluation.suites import data
@@ -160,17 +160,20 @@ SOURCE_TEXTS = (
 
 def right_calls(item: Item) -> list[Call]:
     """`gold`; in Java and JavaScript with its arguments written as source text."""
-    language = LANGUAGES.get(item.group)
+    written: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {"java": java, "javascript": javascript}
+    write = written.get(LANGUAGES.get(item.group, ""), _as_it_is)
     functions = {function["name"]: function for function in item.facts["functions"]}
     calls: list[Call] = []
     for call in gold(item.facts):
         assert isinstance(call.arguments, dict)
         described = functions[call.name]["parameters"]["properties"]
-        write = {"java": java, "javascript": javascript}.get(language or "", lambda value, described: value)
-        calls.append(
-            {"name": call.name, "arguments": {k: write(v, described.get(k, {})) for k, v in call.arguments.items()}}
-        )
+        arguments = {name: write(value, described.get(name, {})) for name, value in call.arguments.items()}
+        calls.append({"name": call.name, "arguments": arguments})
     return calls
+
+
+def _as_it_is(value: Any, described: Mapping[str, Any]) -> Any:
+    return value
 
 
 def call_verdict(item: Item, calls: Sequence[Call]) -> bool:

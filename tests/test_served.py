@@ -115,7 +115,7 @@ def test_calls_and_results_are_sent_as_servers_demand_them() -> None:
     """Ids, arguments as text, and results with the ids of their calls: vLLM refuses anything else."""
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     given = {"type": "function", "function": {"name": "add", "arguments": '{"a":  2}'}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Add."},
         {"role": "assistant", "content": "", "tool_calls": [call, given]},
         *({"role": "tool", "content": text} for text in "12"),

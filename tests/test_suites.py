@@ -31,7 +31,10 @@ SETTING = Setting("non_thinking", None, QWEN3)
 BUILT_IN = ("counterfact-qa", "length-ctrl", "mtr-bench", "think-follow", "tool-use")
 """Their data are part of the project."""
 
-needs_data = pytest.mark.skipif(not data.directory().exists(), reason="no data of suites: run `make suites`")
+needs_data = pytest.mark.skipif(
+    not all((data.directory() / f"{name}.jsonl").exists() for name in data.SOURCES),
+    reason="no data of suites, or not all: run `make suites`",
+)
 
 
 def completion(text: str, *, truncated: bool = False) -> Completion:

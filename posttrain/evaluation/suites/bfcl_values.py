@@ -36,7 +36,7 @@ def accepted(value: Any, values: Sequence[Any], described: Mapping[str, Any], la
     return _fits(value, values, kind, inner)
 
 
-def _fits(value: Any, values: Sequence[Any], kind: type, inner: type | None) -> bool:
+def _fits(value: Any, values: Sequence[Any], kind: Any, inner: type | None) -> bool:
     known = next((type(each) for each in values if each != ""), None)
     if type(value) is not kind:
         return type(value) is known and value in values
