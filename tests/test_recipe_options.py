@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -165,3 +166,13 @@ def test_reading_is_quick_and_imports_nothing() -> None:
     seconds, imported = result.stdout.splitlines()
     assert imported == "[]"
     assert float(seconds) < 0.4
+
+
+def test_judging_options_changes_nothing_here_and_asks_for_no_gpu() -> None:
+    before = dict(os.environ)
+    options = {"torch_compile": True, "tf32": True, "lr_scheduler_type": "cosine_with_min_lr"}
+    (fault,) = real_config_faults(Grpo(kind="grpo", train=options), 1, ("train",))
+    assert "min_lr or min_lr_rate should be set" in fault.what
+    options |= {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    assert real_config_faults(Grpo(kind="grpo", train=options), 1, ("train",)) == []
+    assert dict(os.environ) == before

@@ -73,6 +73,8 @@ def trainer_arguments(
     chosen |= {"output_dir": str(context.dir.checkpoints), **owned}
     # The callback takes its folder from the environment alone (transformers 5): one for the stage, kept on resume.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.dir.path / "tensorboard")
+    for left in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):  # by an earlier stage's `torch_compile`
+        os.environ.pop(left, None)
     try:
         arguments = config_class(**chosen)
         shard_on_cpu()

@@ -6,7 +6,9 @@ They are not declared again here: names, types and choices are read from the ins
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -51,6 +53,7 @@ AT_LEAST = {
     0: "learning_rate num_train_epochs weight_decay max_grad_norm temperature top_p beta",
 }
 LOWEST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
+OF_THE_MACHINE = ("tf32",)  # refused by a class where there is no such GPU: a recipe is checked anywhere
 ENDLESS = ("max_grad_norm",)  # infinite: nothing is clipped
 LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
 # Taken by transformers' base configuration through keyword arguments, and so among no class's fields.
@@ -215,7 +218,6 @@ def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
         processes: how many processes the engine starts: batch sizes are counted over all of them.
         loc: the place of the stage's `train:`.
     """
-    import contextlib
     import importlib
     import io
     import tempfile
@@ -228,10 +230,11 @@ def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
     # The class counts processes by asking torch.distributed; a check runs in one process for all of them.
     counted = type(name, (cls,), {"world_size": property(lambda self: processes)})
     quiet = contextlib.redirect_stderr(io.StringIO())
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), quiet:
+    judged = {option: value for option, value in stage.train.items() if option not in OF_THE_MACHINE}
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), quiet, _environment_kept():
         warnings.simplefilter("ignore")
         try:
-            made = counted(**{**stage.train, "output_dir": directory, "use_cpu": True, "report_to": "none"})
+            made = counted(**{**judged, "output_dir": directory, "use_cpu": True, "report_to": "none"})
             _try_scheduler(made)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -239,6 +242,17 @@ def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
             place = (*loc, named[0]) if named else loc
             return [Fault(place, f"{name} refuses these options: {said}")]
     return []
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """transformers leaves `torch_compile` and others in the environment, where every later trainer would find them."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _try_scheduler(config: Any) -> None:
