@@ -112,7 +112,8 @@ def test_a_tool_call_that_the_server_took_out_is_put_back() -> None:
 
 
 def test_calls_and_results_are_sent_as_servers_demand_them() -> None:
-    """Ids, arguments as text, and results with the ids of their calls: vLLM refuses anything else."""
+    """Ids, arguments as text, and results with the ids of their calls: vLLM refuses anything else. What is no call is
+    text, as it was."""
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     given = {"type": "function", "function": {"name": "add", "arguments": '{"a":  2}'}}
     messages: list[dict[str, Any]] = [
@@ -121,6 +122,8 @@ def test_calls_and_results_are_sent_as_servers_demand_them() -> None:
         *({"role": "tool", "content": text} for text in "12"),
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "So.", "tool_calls": [{"function": {"name": "", "arguments": "{a"}}]},
+        {"role": "user", "content": "What?"},
     ]
     with scripted(lambda path, body: said("Done.")) as server:
         generator(server)([Prompt(messages, mode="non_thinking")], seed=0)
@@ -128,6 +131,10 @@ def test_calls_and_results_are_sent_as_servers_demand_them() -> None:
     calls = [call for message in sent for call in message.get("tool_calls", [])]
     assert [call["id"] for call in calls] == ["call00000", "call00001", "call00002"]
     assert [call["function"]["arguments"] for call in calls] == ['{"a": 1}', '{"a":  2}', '{"a": 1}']
+    assert sent[-2] == {
+        "role": "assistant",
+        "content": 'So.\n<tool_call>\n{"name": "", "arguments": {a}\n</tool_call>',
+    }
     results = [message for message in sent if message["role"] == "tool"]
     assert [message["tool_call_id"] for message in results] == [call["id"] for call in calls]
     assert [message["content"] for message in results] == ["1", "2", "3"] and "tool_call_id" not in messages[2]

@@ -16,6 +16,7 @@ from posttrain.evaluation.suites.bfcl_source_values import read_java, read_javas
 from posttrain.evaluation.suites.play import play_suite
 from posttrain.evaluation.suites.suite import Item, Played, Setting
 from posttrain.model.generation import Completion, Prompt
+from posttrain.tasks import isolated
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
 from posttrain.templates.render import render
@@ -168,6 +169,21 @@ def test_a_call_that_never_ends_ends_the_dialogue(items: list[Item], monkeypatch
     assert play.marks.scores == {"accuracy": 0.0} and "cannot be carried out: stopped" in play.marks.reason
     monkeypatch.undo()
     assert played(item, right_turns(item)).marks.scores == {"accuracy": 1.0}
+
+
+def test_the_process_calculates_as_before(items: list[Item]) -> None:
+    """Verifiers of mathematics run in these processes too."""
+    precision = "(__import__('mpmath').mp.prec, __import__('decimal').getcontext().prec)"
+    before = isolated.call("builtins:eval", precision, deadline=10.0)
+    item = next(item for item in items if "MathAPI" in item.facts.get("scenario", {}).get("classes", ()))
+    calls = [
+        {"name": "logarithm", "arguments": {"value": 7, "base": 2, "precision": 90}},
+        {"name": "square_root", "arguments": {"number": 7, "precision": 90}},
+    ]
+    play = played(item, [calls])
+    said = [message["content"] for message in play.messages if message["role"] == "tool"]
+    assert len(said) == 2 and all(len(text) > 90 for text in said), "with ninety digits"
+    assert isolated.call("builtins:eval", precision, deadline=10.0) == before
 
 
 def test_too_many_steps_and_a_cut_off_answer_lose(dialogues: list[Item]) -> None:

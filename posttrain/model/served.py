@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.model.endpoint import Endpoint
 from posttrain.model.generation import Completion, Prompt, seed_of
 from posttrain.model.http import Reply
+from posttrain.model.served_messages import read_call, sent_messages
 from posttrain.templates.families import Family, Mode, Sampling
-from posttrain.templates.parse import ToolCall, parse
+from posttrain.templates.parse import parse
 from posttrain.templates.render import last_flag
 
 log = logging.getLogger("posttrain")
@@ -98,7 +98,7 @@ class ServedGenerator:
         """The request for a prompt."""
         mode = prompt.mode or last_flag(prompt.messages, self._family) or self._family.default_mode
         body: dict[str, Any] = {
-            "messages": _messages(prompt.messages),
+            "messages": sent_messages(prompt.messages, self._family),
             "max_tokens": self._max_new_tokens,
             "return_token_ids": True,
             **self._sampled[mode],
@@ -124,7 +124,7 @@ class ServedGenerator:
         text, prefilled = self._text(prompt, said)
         message = parse(text, self._family, prefilled=prefilled)
         if said.get("tool_calls"):
-            message = dataclasses.replace(message, tool_calls=tuple(map(_tool_call, said["tool_calls"])))
+            message = dataclasses.replace(message, tool_calls=tuple(map(read_call, said["tool_calls"])))
         thinking = choice.get("thinking") or {}  # what `posttrain serve` says of it
         if _limited(prompt) and not thinking:
             raise PosttrainError(
@@ -221,39 +221,3 @@ def _fields(sampling: Sampling) -> dict[str, Any]:
 
 def _limited(prompt: Prompt) -> bool:
     return prompt.thinking_budget is not None and prompt.thinking_budget >= 0
-
-
-def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as servers take them: reasoning under both of its names, calls with ids and their arguments as text,
-    results with the ids of their calls, in order."""
-    sent, waiting, count = [], [], 0
-    for message in messages:
-        one = {key: value for key, value in message.items() if value is not None}
-        if "reasoning_content" in one:
-            one["reasoning"] = one["reasoning_content"]
-        if calls := one.get("tool_calls"):
-            # Nine letters and digits: what some templates demand of an id.
-            waiting = [str(call.get("id") or f"call{count + at:05}") for at, call in enumerate(calls)]
-            one["tool_calls"] = [_sent_call(call, id) for call, id in zip(calls, waiting, strict=True)]
-            count += len(calls)
-        elif one.get("role") == "tool" and waiting:
-            one = {"tool_call_id": waiting.pop(0), **one}
-        sent.append(one)
-    return sent
-
-
-def _sent_call(call: Mapping[str, Any], id: str) -> dict[str, Any]:
-    function = call["function"]
-    arguments = function["arguments"]
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": id, "type": "function", "function": {**function, "arguments": written}}
-
-
-def _tool_call(call: Mapping[str, Any]) -> ToolCall:
-    function = call.get("function") or {}
-    written = str(function.get("arguments") or "")
-    try:
-        arguments = json.loads(written)
-    except ValueError:
-        arguments = written
-    return ToolCall(str(function.get("name") or ""), arguments if isinstance(arguments, dict) else written)

@@ -7,8 +7,7 @@ turn, in `miss_param` something has to be asked for, in `long_context` the servi
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from posttrain.evaluation.suites.data import rows, services_directory
 from posttrain.evaluation.suites.suite import Ask, Item, Marks, Played, Setting
 from posttrain.model.generation import Completion
 from posttrain.tasks import isolated
-from posttrain.templates.parsed import ParsedMessage
 from posttrain.templates.render import Message
 
 STEPS = 20  # with calls, in a turn
@@ -27,7 +25,7 @@ _WORKER = "posttrain.evaluation.suites.bfcl_services:"
 Call = dict[str, Any]
 
 
-def dialogues(tool: Any) -> list[Item]:
+def dialogues(tool: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[Item]:
     """All items.
 
     Args:
@@ -61,9 +59,9 @@ def _item(row: Mapping[str, Any], described: Mapping[str, Mapping[str, Any]]) ->
 
 def play_dialogues(ask: Ask, items: Sequence[Item], setting: Setting) -> list[Played]:
     """Play items, all of them a step at a time."""
-    started = [_Dialogue(item, [*item.prompt], [*item.prompt], list(item.tools or [])) for item in items]
+    started = [_Dialogue(item, [*item.prompt], list(item.tools or [])) for item in items]
     while going := [dialogue for dialogue in started if not dialogue.ended]:
-        completions = ask([setting.prompt(list(one.told), list(one.tools)) for one in going])
+        completions = ask([setting.prompt(list(one.messages), list(one.tools)) for one in going])
         for dialogue, completion in zip(going, completions, strict=True):
             dialogue.take(completion)
     return [
@@ -77,14 +75,11 @@ class _Dialogue:
     """One dialogue under way. After a turn that went wrong the rest is not played.
 
     Attributes:
-        messages, told: the conversation as it was, and as the model is told it: without calls that cannot be read,
-            which no template renders.
-        turns: the model's calls by turn and step.
+        turns: the model's calls by turn and step. Those that cannot be read are none, and get no answer.
     """
 
     item: Item
     messages: list[Message]
-    told: list[Message]
     tools: list[dict[str, Any]]
     said: list[Completion] = field(default_factory=list)
     turns: list[list[list[Call]]] = field(default_factory=lambda: [[]])
@@ -95,9 +90,8 @@ class _Dialogue:
         """Answer the model: with what its calls say, with the next turn, or with the end."""
         self.said.append(completion)
         message = completion.message
-        calls = tuple(call for call in message.tool_calls if call.name and isinstance(call.arguments, dict))
+        calls = [call for call in message.tool_calls if call.name and isinstance(call.arguments, dict)]
         self.messages.append(message.to_message())
-        self.told.append(_sendable(message, calls))
         try:
             if completion.truncated:
                 self._end("cut off")
@@ -114,7 +108,8 @@ class _Dialogue:
             self._end(f"turn {len(self.turns)}: more than {STEPS} steps")
             return
         steps = [step for turn in self.turns for step in turn]
-        self._hear({"role": "tool", "content": text} for text in _run("results", self.item.facts["scenario"], steps))
+        said = _run("results", self.item.facts["scenario"], steps)
+        self.messages += [{"role": "tool", "content": text} for text in said]
 
     def _close_turn(self) -> None:
         facts, number = self.item.facts, len(self.turns)
@@ -124,19 +119,10 @@ class _Dialogue:
             return
         self.turns.append([])
         self.tools += facts["later"].get(str(number), [])
-        self._hear(facts["turns"][number - 1])
-
-    def _hear(self, messages: Any) -> None:
-        for message in messages:
-            self.messages.append(message)
-            self.told.append(message)
+        self.messages += facts["turns"][number - 1]
 
     def _end(self, fault: str | None) -> None:
         self.ended, self.fault = True, fault
-
-
-def _sendable(message: ParsedMessage, calls: tuple[Any, ...]) -> Message:
-    return dataclasses.replace(message, tool_calls=calls).to_message()
 
 
 def _run(function: str, *arguments: Any) -> Any:

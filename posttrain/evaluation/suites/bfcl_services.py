@@ -3,18 +3,21 @@
 They are programs of the package bfcl-eval, beside its data (`make suites`): a file system, messages, trading and
 others. What a model wrote arrives as names and JSON arguments and chooses among their public methods; nothing of it is
 evaluated. Still a call may never end (`power` of huge numbers) or change how its process calculates (`logarithm` sets
-mpmath's precision), hence the child. Every function here begins with fresh instances.
+mpmath's precision, which others in that process rely on), hence the child. Every function here begins with fresh
+instances and leaves the precision as it was.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
+import decimal
 import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
@@ -83,10 +86,11 @@ def results(directory: str, scenario: Mapping[str, Any], steps: Sequence[Sequenc
     Args:
         directory: where `make suites` put the programs.
     """
-    services = _begun(directory, scenario)
     said: list[str] = []
-    for step in steps:
-        said = [services.call(call) for call in step]
+    with _precision_kept():
+        services = _begun(directory, scenario)
+        for step in steps:
+            said = [services.call(call) for call in step]
     return said
 
 
@@ -105,7 +109,13 @@ def fault(
         turns: the model's calls by turn and step; steps without any are left out.
         wanted: the right calls by turn, in Python; more turns may follow.
     """
-    model, truth = _begun(directory, scenario), _begun(directory, scenario)
+    with _precision_kept():
+        return _fault(_begun(directory, scenario), _begun(directory, scenario), turns, wanted)
+
+
+def _fault(
+    model: Services, truth: Services, turns: Sequence[Sequence[Sequence[Call]]], wanted: Sequence[Sequence[str]]
+) -> str | None:
     heard: list[str] = []
     for number, (steps, right) in enumerate(zip(turns, wanted, strict=False), 1):
         heard += [model.call(call) for step in steps for call in step]
@@ -122,6 +132,14 @@ def fault(
                 return f"turn {number}: never learns {said:.100}"
             left.remove(said)
     return None
+
+
+@contextlib.contextmanager
+def _precision_kept() -> Iterator[None]:
+    import mpmath  # type: ignore[import-untyped]  # comes with torch
+
+    with decimal.localcontext(), mpmath.workprec(mpmath.mp.prec):
+        yield
 
 
 def parsed_call(source: str) -> Call:
