@@ -152,7 +152,9 @@ def test_models_load_as_they_are(finished_run: Path) -> None:
     out = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=4)
     assert out.shape[1] > 0
     assert model.generation_config.temperature == 0.6 and model.generation_config.top_k == 20
-    assert "fusion" in (directory / "README.md").read_text()
+    assert "- **stage**: fusion\n- **kind**: sft\n" in (directory / "README.md").read_text()
+    student = (finished_run / "stages/student_on_policy/model/README.md").read_text()
+    assert "- **kind**: on_policy_distillation\n" in student and "- **teacher**: fusion\n" in student
 
 
 def test_check_tells_what_a_run_would_refuse(finished_run: Path) -> None:

@@ -21,6 +21,7 @@ from posttrain.model.policy import (
     load_tokenizer,
     mend_trained_tokens,
 )
+from posttrain.recipe.teacher import in_words
 from posttrain.run.disk import full_disk
 from posttrain.run.launch import refuse
 from posttrain.run.lifetime import die_with_parent, leave
@@ -159,10 +160,13 @@ def _write_model(trainer: Any, context: StageContext, spec: ModelSpec, start: St
     if (partial / "adapter_config.json").exists():
         _merge_adapter(partial, context, spec, start, tokenizer)
     (partial / "training_args.bin").unlink(missing_ok=True)
+    stage = context.recipe.stages[context.name]
     card = {
         "recipe": context.recipe.name,
         "stage": context.name,
+        "kind": stage.kind,
         "started_from": str(context.start),
+        **({"teacher": in_words(stage.teacher)} if stage.teacher is not None else {}),
         "seed": context.seed,
         "added_tokens": added_tokens(context.start),
     }
