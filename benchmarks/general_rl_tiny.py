@@ -2,8 +2,9 @@
 
     python benchmarks/general_rl_tiny.py [--output DIR] [--results docs/results] [--port 8100]
 
-The judge is trained (recipes/judge_tiny.yaml), served by vLLM on this machine, and the recipe is run against it. Runs
-that are finished under DIR are not run again. A task has collapsed if its 95 % interval after RL lies wholly below the
+The judge is trained (recipes/judge_tiny.yaml), served by vLLM on this machine, and the recipe is run against it. Then
+judge and reward model are searched for what earns without being right (`posttrain rewards probe`). Runs that are
+finished under DIR are not run again. A task has collapsed if its 95 % interval after RL lies wholly below the
 one before, and improves clearly if it lies wholly above. Ends with one JSON line: `ours` is the gain of the mixture's
 mean, `theirs` null, and `met` says that it is above 0.05, that no task has collapsed, that the tasks paid by the judge
 and by the reward model improve clearly, and that the recipe took ten minutes at most.
@@ -21,11 +22,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from posttrain.rl.rewards.hacking import LIMIT  # noqa: E402
 from tests.served import environment  # noqa: E402
 
 GAIN = 0.05
@@ -85,6 +88,23 @@ def served(model: Path, port: int, folder: Path) -> Iterator[str]:
             process.wait()
 
 
+def probed(endpoint: str, cache: Path, reward_model: Path) -> list[dict[str, Any]]:
+    """What the probes found of both models, on the tasks that they pay for; the judge asked as the recipe asks it."""
+    import yaml
+
+    from posttrain.rl.rewards.probes import probe_model
+
+    recipe = yaml.safe_load((ROOT / "recipes" / "general_rl_tiny.yaml").read_text(encoding="utf-8"))
+    tables = recipe["stages"]["general_rl"]["rewards"]["task"]["options"]["tables"]
+    asked = {**tables["synonym"]["judge"]["options"], "endpoint": endpoint, "cache": str(cache)}
+    asked["prompt"] = str(ROOT / "recipes" / asked["prompt"])
+    found = (
+        probe_model("synonym", "judge", asked),
+        probe_model("request", "reward_model", {"model": str(reward_model)}),
+    )
+    return [asdict(one) for one in found]
+
+
 def stage(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = next(one for one in report["stages"] if one["name"] == name)
     return found
@@ -115,7 +135,12 @@ def told(took: dict[str, float] | None) -> str:
 
 
 def text_of(
-    report: Mapping[str, Any], judge: Mapping[str, Any], rows: list[dict[str, Any]], means: list[float], took: list[Any]
+    report: Mapping[str, Any],
+    judge: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    means: list[float],
+    took: list[Any],
+    probes: list[dict[str, Any]],
 ) -> str:
     """The page under docs/results."""
     pairs = stage(report, "preferences")["scores"]["pair_accuracy"]
@@ -138,6 +163,19 @@ def text_of(
             f"| {row['task']} | {PAID_BY.get(row['task'], 'rules')} | {row['before']:.3f} ({spans[0]}) | "
             f"{row['after']:.3f} ({spans[1]}) | {row['after'] - row['before']:+.3f} |"
         )
+    lines += [
+        "",
+        "What earns without being right, by tricks and a search (means over twelve problems; of tricks the highest):\n",
+        "| paid by | gold earns | best of the search | it says | to | tricks that earn |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in probes:
+        tricks = ", ".join(f"{name} {worst:.2f}" for name, worst in one["worst"].items() if worst > LIMIT * one["gold"])
+        best = one["found"]
+        lines.append(
+            f"| {one['by'].replace('_', ' ')} | {one['gold']:.2f} | {best['score']:.2f} of {best['tried']} answers | "
+            f"`{best['text']!r}` | `{best['prompt']}` | {tricks or 'none'} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -150,14 +188,20 @@ def main() -> int:
     output: Path = arguments.output
     judge, tiny = output / "judge", output / "tiny"
     run("judge_tiny.yaml", judge)
-    if not (tiny / "stages" / "general_rl" / "stage.json").exists():
+    kept = output / "probes.json"
+    if not kept.exists():
         with served(judge / "stages" / "judge" / "model", arguments.port, output / "server") as endpoint:
-            options = {"endpoint": endpoint, "cache": output / "judge.sqlite"}  # no replies of another judge
-            run("general_rl_tiny.yaml", tiny, *(f"{JUDGE}.{name}={value}" for name, value in options.items()))
+            cache = output / "judge.sqlite"  # no replies of another judge
+            if not (tiny / "stages" / "general_rl" / "stage.json").exists():
+                options = {"endpoint": endpoint, "cache": cache}
+                run("general_rl_tiny.yaml", tiny, *(f"{JUDGE}.{name}={value}" for name, value in options.items()))
+            found = probed(endpoint, cache, tiny / "stages" / "preferences" / "model")
+        kept.write_text(json.dumps(found), encoding="utf-8")
     reports = [json.loads((one / "report.json").read_text(encoding="utf-8")) for one in (tiny, judge)]
     rows, before, after = table(reports[0])
     took = minutes(tiny)
-    text = text_of(*reports, rows, [before, after], [took, minutes(judge)])
+    probes = json.loads(kept.read_text(encoding="utf-8"))
+    text = text_of(*reports, rows, [before, after], [took, minutes(judge)], probes)
     print(text)
     if arguments.results:
         (arguments.results / "general_rl_tiny.md").write_text(text, encoding="utf-8")
