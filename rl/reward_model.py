@@ -8,14 +8,16 @@ that the logistic function of a reward is a score.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.stage import Fault, Stage, StageContext
-from posttrain.rl.preferences import PairSource
+from posttrain.rl.preferences import Pair, PairSource
+from posttrain.rl.rewards.tricks import CONSTANTS, INJECTION
 from posttrain.templates.families import Kind
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ class RewardModelStage(Stage):
     kind: Literal["reward_model"] = "reward_model"
     pairs: PairSource = Field(description="where chosen and rejected answers come from")
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the pairs that it is scored on")
+
+    non_answers: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="further pairs, as a multiple of those that there are: an answer chosen before against one that is "
+        "none (another query's, the prompt, rubbish, words to a grader)",
+    )
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
         yield from self.pairs.faults(recipe)
@@ -66,8 +75,9 @@ class RewardModelStage(Stage):
         tokenizer = load_tokenizer(context.start)
         count = held_out_of(len(pairs), self.held_out)
         held, trained = pairs[:count], pairs[count:]
+        further = against_non_answers(trained, round(self.non_answers * len(trained)), context.seed)
         rows = []
-        for pair in trained:
+        for pair in [*trained, *further]:
             sides = [str(pair[side].get("content") or "") for side in ("chosen", "rejected")]
             texts = [answer_text(pair["prompt"], content, context.family) for content in sides]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -76,7 +86,7 @@ class RewardModelStage(Stage):
         lines = [json_line({key: pair[key] for key in ("prompt", "chosen", "rejected")}) + "\n" for pair in held]
         write_text(context.dir.data / "held_out.jsonl", "".join(lines))
         write_queries(pairs, context.dir.data)
-        funnel.facts |= {"trained_on": len(trained), "held_out": len(held)}
+        funnel.facts |= {"trained_on": len(trained), "against_non_answers": len(further), "held_out": len(held)}
         funnel.write(context.dir.data)
         return funnel.as_json()
 
@@ -126,6 +136,25 @@ class RewardModelStage(Stage):
         ]
         scores = {"pair_accuracy": score([[value] for value in right])} if right else {}
         return {"scores": scores, "budget_curve": []}, "".join(json_line(row) + "\n" for row in samples)
+
+
+def against_non_answers(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """So many pairs of a chosen answer and one that is none: of half of them another query's chosen answer.
+
+    A reward model that has seen wrong answers of one kind alone ranks all else as it happens to: what is rubbish to
+    everybody may earn as much as the best answer. What is asked is told apart from what is not by other queries'
+    answers.
+    """
+    rng = random.Random(f"{seed}/non answers")
+    made: list[Pair] = []
+    for number in range(count if len(pairs) > 1 else 0):
+        place = number % len(pairs)
+        pair, other = pairs[place], pairs[(place + rng.randrange(1, len(pairs))) % len(pairs)]
+        rubbish = rng.choice([pair["prompt"][-1]["content"], "zzz qqq", INJECTION, *CONSTANTS])
+        content = str(other["chosen"].get("content") or "") if rng.random() < 0.5 else str(rubbish)
+        if content != pair["chosen"].get("content"):
+            made.append({**pair, "rejected": {"role": "assistant", "content": content}})
+    return made
 
 
 def held_out_of(pairs: int, share: float) -> int:

@@ -18,7 +18,7 @@ from posttrain.errors import PosttrainError
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.references import start_of
 from posttrain.rl.preferences import answer_text, score_of, texts_of
-from posttrain.rl.reward_model import held_out_of
+from posttrain.rl.reward_model import against_non_answers, held_out_of
 from posttrain.rl.rewards import Rollout, resolve_reward
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import plain_message
@@ -216,6 +216,25 @@ def test_a_reward_model_is_nobodys_start_by_default() -> None:
 def test_something_is_always_left_to_train_on() -> None:
     assert [held_out_of(pairs, 0.9) for pairs in (1, 2, 3, 10)] == [0, 1, 2, 9]
     assert held_out_of(2, 0.99) == 1 and held_out_of(100, 0.1) == 10
+
+
+def test_non_answers_are_other_queries_answers_and_rubbish() -> None:
+    queries = list(get_task("request").queries(40, 0))
+    pairs = [
+        {"query": q, "prompt": q["prompt"], "chosen": {"role": "assistant", "content": q["response"]}, "rejected": {}}
+        for q in queries
+    ]
+    made = against_non_answers(pairs, 60, seed=1)
+    assert made == against_non_answers(pairs, 60, seed=1) != against_non_answers(pairs, 60, seed=2)
+    assert 55 <= len(made) <= 60
+    answers = {query["response"] for query in queries}
+    others = sum(pair["rejected"]["content"] in answers for pair in made)
+    assert 20 <= others <= 40
+    for pair in made:
+        assert pair["chosen"]["content"] != pair["rejected"]["content"]
+        assert pair["chosen"]["content"] == pair["query"]["response"]
+    assert {pair["query"]["id"] for pair in made} == {query["id"] for query in queries}
+    assert against_non_answers(pairs, 0, seed=1) == against_non_answers(pairs[:1], 5, seed=1) == []
 
 
 def test_a_directory_without_a_reward_model_is_named(tmp_path: Path, finished: Path) -> None:
