@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,16 @@ def test_broken_lines_are_named_all_at_once(tmp_path: Path) -> None:
 
 
 def test_of_many_faults_20_are_shown(tmp_path: Path) -> None:
-    rows = [query(0), *["oops"] * 57]
+    rows = [query(0), *({"prompt": "?", "answer": "x" * (n + 1)} for n in range(57))]
     found = faults(tmp_path, rows, verifier="number")
     assert len(found) == 22 and found[19].startswith("rows.jsonl:21|") and found[20] == "data.d|... and 37 more"
+
+
+def test_of_one_fault_in_every_row_3_are_shown_beside_others(tmp_path: Path) -> None:
+    rows = [query(0), *["oops"] * 57, {"prompt": 5, "answer": 1}]
+    found = faults(tmp_path, rows, verifier="number")
+    assert [fault.partition("|")[0] for fault in found[:4]] == [f"rows.jsonl:{n}" for n in (2, 3, 4, 59)]
+    assert found[4] == "data.d|... and 54 more" and "58 bad rows" in found[5]
 
 
 def test_bad_rows_can_be_skipped_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +117,8 @@ def test_no_bytes_at_all_give_anything_but_rows_or_a_named_fault(tmp_path: Path,
     try:
         dataset = load_data("d", Spec(path=str(path), verifier="number"), base_dir=tmp_path, seed=0)
     except PosttrainError as error:
-        assert all(str(path) in problem.where for problem in error.problems if "bad row" not in problem.what)
+        told = [problem for problem in error.problems if not re.search(r"bad row|^\.\.\. and", problem.what)]
+        assert told and all(str(path) in problem.where for problem in told)
     else:
         assert len(dataset) >= 1
 

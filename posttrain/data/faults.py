@@ -10,6 +10,7 @@ from posttrain.errors import PosttrainError, Problem
 log = logging.getLogger("posttrain")
 
 SHOWN = 20
+ALIKE = 3  # rows shown of one fault: a misspelled column is the same in every row
 
 
 class BadRow(Exception):
@@ -32,7 +33,7 @@ class Place:
 
 @dataclass
 class RowFaults:
-    """Collects the bad rows of one data set; at most `SHOWN` of them are kept as text, all are counted.
+    """Collects the bad rows of one data set; at most `SHOWN`, and `ALIKE` of one text, are kept; all are counted.
 
     Attributes:
         name: the data set's name in the recipe.
@@ -52,14 +53,15 @@ class RowFaults:
         self.fatal += not place.number
         if self.skip and place.number and self.count <= SHOWN:
             log.warning("data %s: skipped a bad row: %s: %s", self.name, place, what)
-        if len(self.shown) < SHOWN:
+        alike = sum(problem.what == what for problem in self.shown)
+        if len(self.shown) < SHOWN and alike < ALIKE:
             self.shown.append(Problem(what, str(place)))
 
     def settle(self) -> None:
         """Refuse the data set, or say how many rows were skipped.
 
         Raises:
-            PosttrainError: there are faults that may not be skipped; the first 20, and how many more there are.
+            PosttrainError: there are faults that may not be skipped; the first ones, and how many more there are.
         """
         if self.count and self.skip and not self.fatal:
             log.warning("data %s: %d bad rows skipped", self.name, self.count)
