@@ -72,28 +72,36 @@ class V1Rows:
         self._steps += 1
         for index in self._due():
             self._look(index)
+        self._scores.apply(scores, self._forced() if self._stopped or self._awake else None)
+        return scores
+
+    def _forced(self) -> tuple[list[int], list[int]]:
+        """The rows in which an id has to come next, and the ids."""
         forced, said = list(self._stopped), [next(queue) for queue in self._queues.values()]
         self._said = said.copy()
         for index in self._awake:
             if (token := self._rows[index][0].forced()) is not None:
                 forced.append(index)
                 said.append(token)
-        self._scores.apply(scores, (forced, said))
-        return scores
+        return forced, said
 
     def _due(self) -> list[int]:
         """The rows that have to be looked at in this step."""
         asleep, stopped = self._asleep, self._stopped
-        grown = sum(map(len, asleep.values())) + sum(map(len, stopped.values()))
-        if grown != self._length + self._steps * (len(asleep) + len(stopped)):
+        outputs = asleep.values()
+        grown = sum(map(len, outputs))
+        if stopped:
+            grown += sum(map(len, stopped.values()))
+        if grown != self._length + self._steps * len(self._settled):
             return list(self._rows)
         due = list(self._awake)
-        latest = [output[-1] for output in asleep.values()]
+        latest = [output[-1] for output in outputs]
         if not self._marks.isdisjoint(latest):
             due += [index for index, token in zip(asleep, latest, strict=True) if token in self._marks]
         if stopped and [output[-1] for output in stopped.values()] != self._said:
             due += stopped
-        due += self._wakes.get(self._steps, ())
+        if self._steps in self._wakes:
+            due += self._wakes[self._steps]
         for index in due:
             if index in asleep:
                 self._rows[index][0].skip(len(asleep[index]) - 1)

@@ -83,7 +83,7 @@ class V2Rows:
             places = self._stopped[slots].nonzero()[0]
         at = slots[places]
         forced = self._queue[at, lengths[places] - self._queue_at[at]]
-        self._scores.apply(scores, (places, forced), context.expanded_idx_mapping, slots.tobytes())
+        self._scores.apply(scores, (places, forced), (context.expanded_idx_mapping, slots))
         return scores
 
     def _apply_to_drafts(self, scores: torch.Tensor, context: Any) -> None:
