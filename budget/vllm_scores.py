@@ -41,8 +41,8 @@ class Scores:
         self._slots = _Redirects(slots, 1 + len(ends))
         self._forced = torch.tensor(FORCED, device=device)
         self._layout: tuple[int, bytes] | None = None  # of the following
-        self._rows: tuple[torch.Tensor, ...] = ()
-        self._masks: tuple[torch.Tensor, ...] = ()
+        self._rows: tuple[torch.Tensor, ...] | None = None  # made when they are needed
+        self._masks: tuple[torch.Tensor, ...] | None = None
         self._all = False  # rows are redirected
         self._seen_through = False  # they are views that follow every change
 
@@ -83,20 +83,24 @@ class Scores:
             scores.index_put_(tuple(each.to(self._device, non_blocking=True) for each in at), self._forced)
 
     def _redirect(self, scores: torch.Tensor, slots: tuple[torch.Tensor, np.ndarray] | None) -> None:
-        count = len(scores)
+        count = scores.shape[0]  # len() of a tensor costs more
         layout = count, slots[1].tobytes() if slots else b""
         if self._layout != layout:
             self._layout = layout
             self._seen_through = slots is None and self._device.type == "cpu"
-            rows = slots[0] if slots else slice(count)
-            self._rows = self._slots.of(rows, self._device)
-            self._masks = self._slots.masks_of(rows, self._device)
+            self._rows = self._masks = None
             self._all = slots is not None and self._slots.all_of(slots[1])
+        rows = slots[0] if slots else slice(count)
         kind = self._slots.only
-        everywhere = self._slots.count == count if slots is None else self._all
-        if kind is not None and (everywhere or kind[1] == 1.0):
-            _redirect_alike(scores, kind, None if everywhere else self._masks)
+        if kind is not None and (self._slots.count == count if slots is None else self._all):
+            _redirect_alike(scores, kind, None)
+        elif kind is not None and kind[1] == 1.0:
+            if self._masks is None:
+                self._masks = self._slots.masks_of(rows, self._device)
+            _redirect_alike(scores, kind, self._masks)
         else:
+            if self._rows is None:
+                self._rows = self._slots.of(rows, self._device)
             _redirect(scores, self._rows)
 
 
@@ -180,9 +184,7 @@ class _Redirects:
         return masks[:, 0], masks[:, 1]
 
     @staticmethod
-    def _part(
-        arrays: Sequence[np.ndarray], rows: slice | torch.Tensor, device: torch.device
-    ) -> Iterator[torch.Tensor]:
+    def _part(arrays: Sequence[np.ndarray], rows: slice | torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
         for array in arrays:
             whole = torch.from_numpy(array).to(device)
             yield whole[rows] if isinstance(rows, slice) else whole.index_select(0, rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -272,24 +273,34 @@ def test_a_placeholder_is_not_taken_for_a_token() -> None:
 # --- scores
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**31), st.sampled_from([0.3, 0.7, 1.0, 1.7]))
-def test_ends_give_their_probability_to_the_marker_and_nothing_else_changes(seed: int, temperature: float) -> None:
-    before = 4 * torch.randn(3, 12, generator=torch.Generator().manual_seed(seed))
-    after = before.clone()
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.sampled_from([None, ((2, 3), 7), ((1,), 5)]), min_size=3, max_size=3),
+    st.lists(st.sampled_from([0.3, 1.0, 1.7]), min_size=1, max_size=3),
+    st.sampled_from([None, [0, 1, 2], [2, 0]]),
+)
+def test_ends_give_their_probability_to_the_marker_and_nothing_else_changes(
+    seed: int, redirects: list[Any], temperatures: list[float], slots: list[int] | None
+) -> None:
     scores = Scores({1, 2, 3}, 3, torch.device("cpu"))
-    scores.redirect(0, ({2, 3}, 7), temperature)
-    scores.redirect(2, ({1}, 5), temperature)
-    scores.apply(after)
-    was, now = (torch.softmax(each / temperature, -1) for each in (before, after))
-    expected = was.clone()
-    expected[0, 7] += was[0, 2] + was[0, 3]
-    expected[2, 5] += was[2, 1]
-    expected[0, [2, 3]] = expected[2, 1] = 0.0
-    assert torch.allclose(now, expected, atol=1e-6)
-    assert torch.equal(after[1], before[1])
-    kept = [0, 1, 4, 5, 6, 8, 9, 10, 11]
-    assert torch.equal(after[0, kept], before[0, kept])
+    scores.redirect(1, ({1}, 6), 0.5)  # of who was there before
+    for slot, redirect in enumerate(redirects):
+        scores.redirect(slot, redirect, temperatures[slot % len(temperatures)])
+    places = [0, 1, 2] if slots is None else slots
+    before = 4 * torch.randn(len(places), 12, generator=torch.Generator().manual_seed(seed))
+    for _ in range(2):  # the second time by what was laid out the first time
+        after = before.clone()
+        scores.apply(after, slots=None if slots is None else (torch.tensor(slots), np.array(slots)))
+        for was, now, slot in zip(before, after, places, strict=True):
+            sources, target = redirects[slot] or ((), 7)
+            temperature = temperatures[slot % len(temperatures)]
+            expected = torch.softmax(was / temperature, -1)
+            expected[target] += expected[list(sources)].sum()
+            expected[list(sources)] = 0.0
+            assert torch.allclose(torch.softmax(now / temperature, -1), expected, atol=1e-6)
+            kept = [token for token in range(12) if redirects[slot] is None or token not in (*sources, target)]
+            assert torch.equal(now[kept], was[kept])
 
 
 def test_under_greedy_decoding_the_marker_comes_where_it_or_an_end_would() -> None:
