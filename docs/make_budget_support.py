@@ -130,16 +130,19 @@ def decoding(found: dict[str, Any]) -> list[str]:
 
 
 def absent(cells: list[dict[str, Any]]) -> list[str]:
-    """What of layers, batches and lengths was not measured."""
-    had = {(each["layers"], each["batch"], each["length"]): set(each["ms"]) for each in cells}
-    grid = itertools.product((1, 12), (1, 16, 64, 256), (1024, 8192, 32768))
-    without = [(place, {"none", "ours", "native"} - had.get(place, set())) for place in grid]
+    """What of layers, lengths and batches was not measured."""
+    had = {(each["layers"], each["length"], each["batch"]): set(each["ms"]) for each in cells}
+    batches: dict[tuple[int, int, str], list[str]] = {}
+    for layers, length, batch in itertools.product((1, 12), (1024, 8192, 32768), (1, 16, 64, 256)):
+        if kinds := {"none", "ours", "native"} - had.get((layers, length, batch), set()):
+            batches.setdefault((layers, length, ", ".join(sorted(kinds))), []).append(str(batch))
+    if not batches:
+        return []
     named = [
-        f"{', '.join(sorted(kinds))} at {layers} layers, batch {batch}, {length} tokens"
-        for (layers, batch, length), kinds in without
-        if kinds
+        f"- layers {layers}, {length} tokens, batch {', '.join(those)}: {kinds}"
+        for (layers, length, kinds), those in batches.items()
     ]
-    return ["Not run, for want of time: " + "; ".join(named) + ".", ""] if named else []
+    return ["Not run, for want of time:", "", *named, ""]
 
 
 def page() -> str:
