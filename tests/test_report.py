@@ -44,6 +44,11 @@ def test_losses_are_shown_as_plainly_as_gains(run: RunDir) -> None:
     on_policy, rl = accuracy["cells"][2], accuracy["cells"][3]
     assert (on_policy["change"], on_policy["sign"]) == ("+0.400", 1)
     assert (rl["change"], rl["sign"]) == ("-0.100", -1)
+    lengths = next(row for row in stage_table(content) if row["title"] == "Thinking tokens, mean")
+    assert lengths["cells"][2] | {"change": None} == {
+        "value": "20.5", "interval": "18.0–23.0", "n": lengths["cells"][2]["n"], "change": None, "sign": 0
+    }  # fmt: skip
+    assert lengths["cells"][2]["n"] > 0
     page = build_report(run).read_text()
     assert 'class="loss">-0.100' in page and 'class="gain">+0.400' in page
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.evaluation.scores import flat_score, pass_at_k, percentile, pooled_score, score, wilson
+from posttrain.evaluation.scores import flat_score, length_score, pass_at_k, percentile, pooled_score, score, wilson
 
 
 def test_wilson_at_the_edges() -> None:
@@ -63,3 +63,13 @@ def test_what_is_pooled_counts_alike_and_stays_dependent() -> None:
 def test_percentile_of_nothing() -> None:
     assert percentile([], 0.5) == 0.0
     assert percentile([3, 1, 2], 0.5) == 2.0
+
+
+def test_a_mean_length_has_an_interval_over_queries() -> None:
+    # Sums 4 and 12 about 2 * 4: (16 + 16) * 2 / 1 / 4^2 = 4, so the standard error is 2.
+    length = length_score([[1, 3], [5, 7]])
+    assert (length["mean"], length["n"], length["p50"], length["p95"]) == (4.0, 4, 5.0, 7.0)
+    assert length["low"] == pytest.approx(4 - 1.959964 * 2) and length["high"] == pytest.approx(4 + 1.959964 * 2)
+    assert length_score([[0, 0], [0, 6]])["low"] == 0.0  # no length is below nothing
+    one, none = length_score([[2, 9]]), length_score([[]])
+    assert (one["low"], one["high"]) == (2.0, 9.0) and none["n"] == 0

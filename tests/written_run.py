@@ -70,7 +70,7 @@ def scores(right: int, n: int = 100) -> dict[str, object]:
     figures = {
         "accuracy": accuracy,
         "pass@4": flat_score([1.0] * n),
-        "thinking_tokens": {"mean": 20.5, "p50": 20, "p95": 31, "n": n},
+        "thinking_tokens": {"mean": 20.5, "low": 18.04, "high": 22.96, "p50": 20, "p95": 31, "n": n},
         "by_difficulty": {"1": accuracy, "2": accuracy},
         "by_data": {"problems": accuracy},
     }

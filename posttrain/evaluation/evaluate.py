@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.data.funnel import json_line
 from posttrain.data.prepare import reserved_rows
 from posttrain.evaluation.play import Played, complete
-from posttrain.evaluation.scores import Score, flat_score, pass_at_k, percentile, score
+from posttrain.evaluation.scores import Score, flat_score, length_score, pass_at_k, score
 from posttrain.evaluation.think_follow import think_follow
 from posttrain.model.artifacts import RunDir
 from posttrain.model.generation import Completion, Generator, Prompt
@@ -191,7 +191,7 @@ def figures(graded: Mapping[str, Sequence[Graded]], headline: str, mode: Mode, s
     """Every figure of one mode. `accuracy` and what is drawn from it are the headline data set's."""
     main = graded[headline]
     everything = [row for rows in graded.values() for row in rows]
-    thinking = [completion.thinking_tokens for row in main for completion in row.completions]
+    thinking = [[completion.thinking_tokens for completion in row.completions] for row in main]
     out: dict[str, Any] = {"accuracy": score([row.scores for row in main])}
     for k in sorted({2**i for i in range(1, 12) if 2**i <= samples} | {samples} - {1}):
         out[f"pass@{k}"] = flat_score([pass_at_k(sum(s >= 1.0 for s in row.scores), samples, k) for row in main])
@@ -199,12 +199,7 @@ def figures(graded: Mapping[str, Sequence[Graded]], headline: str, mode: Mode, s
     out["well_formed"] = _share(everything, lambda completion: completion.message.well_formed)
     out["eos"] = _share(everything, lambda completion: not completion.truncated)
     out["truncated"] = _share(everything, lambda completion: completion.truncated)
-    out["thinking_tokens"] = {
-        "mean": sum(thinking) / max(1, len(thinking)),
-        "p50": percentile(thinking, 0.5),
-        "p95": percentile(thinking, 0.95),
-        "n": len(thinking),
-    }
+    out["thinking_tokens"] = length_score(thinking)
     out["by_data"] = {name: score([row.scores for row in rows]) for name, rows in graded.items()}
     out |= episode_figures(everything)
     levels = sorted({row.query.get("difficulty") or 0 for row in main})

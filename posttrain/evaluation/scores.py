@@ -66,6 +66,38 @@ def pooled_score(groups: Sequence[Sequence[float]]) -> Score:
     return Score(value=value, low=low, high=high, n=n)
 
 
+class Length(TypedDict):
+    """A mean in tokens, its 95 % interval, the median and the 95th percentile, and how many observations there are."""
+
+    mean: float
+    low: float
+    high: float
+    p50: float
+    p95: float
+    n: int
+
+
+def length_score(groups: Sequence[Sequence[float]]) -> Length:
+    """The mean of all observations, as lengths of the samples of each query.
+
+    The interval is normal, by the variance of a ratio of sums over groups (Cochran 1977, section 6.3): samples of one
+    query resemble each other. One group alone tells no variance: the interval is then all that was seen.
+    """
+    groups = [group for group in groups if group]
+    values = [value for group in groups for value in group]
+    n, count = len(values), len(groups)
+    if not n:
+        return Length(mean=0.0, low=0.0, high=0.0, p50=0.0, p95=0.0, n=0)
+    mean = sum(values) / n
+    low, high = min(values), max(values)
+    if count > 1:
+        spread = sum((sum(group) - mean * len(group)) ** 2 for group in groups) * count / (count - 1) / n**2
+        low, high = max(0.0, mean - Z * math.sqrt(spread)), mean + Z * math.sqrt(spread)
+    return Length(
+        mean=mean, low=float(low), high=float(high), p50=percentile(values, 0.5), p95=percentile(values, 0.95), n=n
+    )
+
+
 def pass_at_k(right: int, n: int, k: int) -> float:
     """The chance that at least one of k samples is right, estimated without bias from n (Chen et al. 2021, eq. 1).
 

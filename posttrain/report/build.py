@@ -79,12 +79,12 @@ def _cell(stage: Mapping[str, Any], mode: str, name: str | None) -> dict[str, An
     if value is None:
         return None
     interval, change = pick(stage["intervals"]), pick(stage["changes"])
-    share = interval is not None
+    share = name != "thinking_tokens"  # the others lie between 0 and 1
     # A change smaller than the interval's half width may be noise; it is shown, but not called a gain or a loss.
     noise = (interval[1] - interval[0]) / 2 if interval else 0.0
     return {
         "value": f"{value:.3f}" if share else f"{value:.1f}",
-        "interval": f"{interval[0]:.2f}–{interval[1]:.2f}" if interval else "",
+        "interval": "–".join(f"{bound:.2f}" if share else f"{bound:.1f}" for bound in interval[:2]) if interval else "",
         "n": interval[2] if interval else None,
         "change": None if change is None else f"{change:+.3f}" if share else f"{change:+.1f}",
         "sign": 0 if change is None or not share or abs(change) < noise else (1 if change > 0 else -1),
