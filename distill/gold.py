@@ -72,6 +72,11 @@ class GoldDistillationStage(OffPolicyDistillationStage):
             yield Fault(("logits",), what, remedy="remove it: GOLD asks the teacher at every step")
         if self.packing:
             yield Fault(("packing",), "GOLD does not pack", _ALIGNED, "remove it")
+        if "beta" in self.train and self.train.get("uld_use_hybrid_loss") is False:
+            what = "train.beta has no effect without uld_use_hybrid_loss"
+            yield Fault(
+                ("train", "beta"), what, "entries compared by rank have an L1 distance", "remove one of the two"
+            )
         yield from self._vllm_faults()
         yield from self._own_answer_faults()
 
@@ -97,6 +102,10 @@ class GoldDistillationStage(OffPolicyDistillationStage):
         if not answers_itself:
             what = "a budget stops the student's own answers, and with train.lmbda 0 there are none"
             yield Fault(("thinking_budgets",), what, remedy="remove it, or set train.lmbda above 0")
+        if self.train.get("uld_token_merge_strategy") == "observed":
+            why = "it reads the distribution behind each token, and so would learn what a budget forced"
+            what = "thinking budgets do not go with train.uld_token_merge_strategy observed"
+            yield Fault(("thinking_budgets",), what, why, "remove one of the two")
         if self.train.get("use_extended_uld") is False:
             why = "which of the teacher's tokens cover what a budget forced is told by bytes, and then is not known"
             what = "thinking budgets go with train.use_extended_uld alone"
@@ -141,13 +150,20 @@ class GoldDistillationStage(OffPolicyDistillationStage):
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
         assert isinstance(context.teacher, Path)
-        # A text bears its end marker, so the student's last token is one to learn, and what TRL adds to the teacher's
-        # text after it is not.
+        # TRL's defaults compare all entries by rank, whatever they say, and "observed" reads the distribution behind a
+        # token, not the one before it: an answer's first token, which decides its mode, would not be learned. And a
+        # text bears its end marker: the student's last token is one to learn, what TRL adds to the teacher's is not.
+        observed = self.train.get("uld_token_merge_strategy") == "observed"
+        defaults = {
+            "uld_use_hybrid_loss": True,
+            "uld_token_merge_strategy": "bayesian",
+            "uld_skip_student_eos": observed,
+        }
         args = trainer_arguments(
             GOLDConfig,
             context,
             self,
-            defaults={"uld_skip_student_eos": False},
+            defaults=defaults,
             use_uld_loss=True,
             teacher_tokenizer_name_or_path=str(context.teacher),
             dataset_kwargs={"skip_prepare_dataset": True},

@@ -163,7 +163,7 @@ class ChosenTokensLoss(ULDLoss):  # type: ignore[misc]
 
     def _merge_probabilities_with_alignment_groups(self, probs: Any, groups: Any, token_ids: Any = None) -> Any:
         if not groups:  # nothing to compare: both sides alike, and no gradient
-            return torch.zeros_like(probs[:1])
+            return probs[:1] * 0.0
         return super()._merge_probabilities_with_alignment_groups(probs, groups, token_ids)
 
 

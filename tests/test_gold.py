@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -174,7 +175,12 @@ def test_an_own_answer_and_its_prompt_fit_in_max_length(run: RunDir) -> None:
 BUDGETED: dict[str, Any] = {
     "modes": {"thinking": 1.0},
     "thinking_budgets": {"share": 0.75, "choices": [0, 3]},
-    "train": {"lmbda": 1.0, "per_device_train_batch_size": 24, "max_length": 200},
+    "train": {
+        "lmbda": 1.0,
+        "per_device_train_batch_size": 24,
+        "max_length": 200,
+        "uld_use_hybrid_loss": False,
+    },
 }
 
 
@@ -197,13 +203,45 @@ def test_budgets_stop_own_answers_and_their_tokens_are_out_of_the_loss(thinks: R
     assert made._metrics["train"]["rollouts/closed_by_budget"] == [18 / 24]
 
 
+def test_entries_that_both_vocabularies_have_are_compared_with_each_other(run: RunDir) -> None:
+    """By rank alone, two distributions that are sure of different words would be equal. At beta 0.5 they are as far
+    apart as they can be, log 2, and its weight is the shared share of the teacher's entries."""
+    made = trainer(run)
+    loss = made.uld_loss_fn
+    ours, theirs = made.processing_class, made.teacher_tokenizer
+    both = sorted(ours.get_vocab().keys() & theirs.get_vocab().keys())
+    shared = both[:2]
+    sure = [
+        torch.nn.functional.one_hot(torch.tensor([tokenizer.get_vocab()[word]]), len(tokenizer)).float()
+        for tokenizer, word in ((ours, shared[0]), (theirs, shared[0]), (theirs, shared[1]))
+    ]
+    assert loss._compute_hybrid_uld_loss(sure[0], sure[1]) == pytest.approx(0, abs=1e-6)
+    assert loss._compute_hybrid_uld_loss(sure[0], sure[2]) == pytest.approx(
+        math.log(2) * len(both) / len(theirs), rel=1e-3
+    )
+    assert made.args.uld_use_hybrid_loss
+
+
+def test_a_batch_in_which_nothing_was_chosen_has_no_gradient(thinks: RunDir) -> None:
+    made = trainer(thinks, THINKS, **{**BUDGETED, "train": {**BUDGETED["train"], "uld_use_hybrid_loss": True}})
+    batch = made.data_collator([made.train_dataset[0]])
+    batch["labels"][:] = IGNORED
+    batch["byte_offsets"][..., 0] = torch.where(batch["byte_offsets"][..., 1] > 0, FORCED, 0)
+    made.compute_loss(made.model, batch).sum().backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in made.model.parameters())
+
+
 def plain_loss(inputs: dict[str, Any], theirs: dict[str, Any], ours: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """GOLD's loss over what the student chose, written down plainly: (B, T, V) logits of student and teacher.
 
-    Both texts are cut where both have a border between tokens. A piece is the product of its first token's
-    distribution and the probabilities of its later tokens; sorted, two pieces differ by their L1 distance. Pieces with
-    a token that the student did not choose do not count, nor do samples without any other piece.
+    Both texts are cut where both have a border between tokens. A piece is the product of the distribution before its
+    last token and the probabilities of the tokens before that one; sorted, two pieces differ by their L1 distance.
+    Pieces with a token that the student did not choose do not count, nor do samples without any other piece.
     """
+
+    def before(logits_T_V: torch.Tensor) -> torch.Tensor:
+        return logits_T_V.softmax(-1).roll(1, 0)  # of each token, as the token before it tells
+
     samples = []
     for place in range(len(ours)):
         sides = []
@@ -211,7 +249,7 @@ def plain_loss(inputs: dict[str, Any], theirs: dict[str, Any], ours: torch.Tenso
             begins, ends = side["byte_offsets"][place].T.tolist()
             # The end that TRL writes behind the teacher's text covers no bytes.
             answer = [at for at, end in enumerate(ends) if begins[at] < end]
-            sides.append((answer, ends, side["input_ids"][place], side["labels"][place], logits[place].softmax(-1)))
+            sides.append((answer, ends, side["input_ids"][place], side["labels"][place], before(logits[place])))
         common = sorted({sides[0][1][at] for at in sides[0][0]} & {sides[1][1][at] for at in sides[1][0]})
         pieces = []
         for begin, end in pairwise([0, *common]):
@@ -220,8 +258,8 @@ def plain_loss(inputs: dict[str, Any], theirs: dict[str, Any], ours: torch.Tenso
                 own = [at for at in answer if begin < ends[at] <= end]
                 if any(labels[at] == IGNORED for at in own):
                     break
-                piece = probs[own[0]]
-                for at in own[1:]:
+                piece = probs[own[-1]]
+                for at in own[:-1]:
                     piece = piece * probs[at, ids[at]]
                 merged.append(torch.nn.functional.pad(piece.sort(descending=True).values, (0, 400 - len(piece))))
             else:
@@ -253,9 +291,32 @@ def test_the_loss_is_over_what_the_student_chose(thinks: RunDir) -> None:
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(loss, ours)
     torch.testing.assert_close(loss, plain_loss(inputs, theirs, ours, other))
-    unchosen = inputs["labels"] == IGNORED
-    assert unchosen.any() and gradient[unchosen].abs().max() == 0
-    assert gradient[~unchosen].abs().amax(-1).gt(0).float().mean() > 0.5
+    learned = gradient.abs().amax(-1) > 0  # what is learned is what a position says of the next one
+    chosen = inputs["labels"] != IGNORED
+    assert not learned[:, :-1][~chosen[:, 1:]].any() and not learned[:, -1].any()
+    assert learned[:, :-1][chosen[:, 1:]].float().mean() > 0.5
+
+
+def test_the_first_token_of_an_answer_and_its_end_are_learned(run: RunDir) -> None:
+    """The one decides the mode, the other that the turn is over."""
+    made = trainer(run)
+    batch = made.data_collator([made.train_dataset[0]])
+    ids, labels, offsets = batch["input_ids"], batch["labels"], batch["byte_offsets"]
+    generator = torch.Generator().manual_seed(0)
+    ours, other = (
+        torch.randn(1, ids.shape[1], len(tokenizer), generator=generator, requires_grad=True)
+        for tokenizer in (made.processing_class, made.processing_class)
+    )
+    # The teacher's cut is the student's here, with the end that TRL adds to it.
+    behind = torch.nn.functional.pad
+    ended = (behind(labels, (0, 1), value=0), behind(ids, (0, 1)), behind(offsets, (0, 0, 0, 1), value=9999))
+    loss = made.uld_loss_fn(
+        ours, torch.cat([other, other[:, :1]], 1), labels, ended[0], ids, ended[1],
+        student_byte_offsets=offsets, teacher_byte_offsets=ended[2],
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, ours)
+    learned = gradient[0].abs().amax(-1) > 0
+    assert learned.tolist() == [*(labels[0, 1:] != IGNORED).tolist(), False]
 
 
 def test_bytes_that_are_no_text_are_counted_as_they_are_decoded(run: RunDir) -> None:
@@ -307,7 +368,16 @@ def test_the_padding_of_a_vocabulary_has_no_probability(run: RunDir) -> None:
             ("thinking_budgets",),
             "use_extended_uld alone",
         ),
+        (
+            {
+                "thinking_budgets": {"share": 1, "choices": [4]},
+                "train": {"lmbda": 1, "uld_token_merge_strategy": "observed"},
+            },
+            ("thinking_budgets",),
+            "observed",
+        ),
         ({"logits": {}}, ("logits",), "cannot be stored"),
+        ({"train": {"beta": 0.5, "uld_use_hybrid_loss": False}}, ("train", "beta"), "no effect"),
     ],
 )
 def test_what_gold_cannot_do_is_refused(run: RunDir, options: Any, place: tuple[str, ...], said: str) -> None:

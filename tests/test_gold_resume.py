@@ -32,7 +32,14 @@ OPTIONS: dict[str, Any] = {
         "save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "logging_steps": 2, "max_length": 200,
     },
 }  # fmt: skip
-FIGURES = ("on_policy_loss", "off_policy_loss", "tokens/rollout", "tokens/train", "rollouts/forced_tokens")
+FIGURES = (
+    "matched_loss",
+    "on_policy_loss",
+    "off_policy_loss",
+    "tokens/rollout",
+    "tokens/train",
+    "rollouts/forced_tokens",
+)
 
 
 def prepared(root: Path) -> RunDir:
