@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.recipe.load import load_recipe
-from posttrain.run.estimates import Memory, stage_disk, stage_memory
+from posttrain.run.estimates import Disk, Memory, run_disk, stage_disk, stage_memory
 from posttrain.run.plan import short, stage_plan
 
 FLAGSHIP = Path(__file__).parent.parent / "recipes" / "qwen3_32b_flagship.yaml"
@@ -47,8 +47,13 @@ def test_a_reference_and_a_teacher_come_on_top() -> None:
 
 
 def test_disk_holds_the_model_and_two_checkpoints() -> None:
-    assert stage_disk(load_recipe(FLAGSHIP).recipe, "fusion", N, N) == 2 * N + 2 * 14 * N
-    assert stage_disk(load_recipe(TINY).recipe, "fusion", N, N) == 4 * N + 2 * 12 * N
+    assert stage_disk(load_recipe(FLAGSHIP).recipe, "fusion", N, N) == Disk(2 * N, 2 * 14 * N)
+    assert stage_disk(load_recipe(TINY).recipe, "fusion", N, N) == Disk(4 * N, 2 * 12 * N)
+
+
+def test_a_run_holds_all_models_and_one_stage_s_checkpoints() -> None:
+    stages = {"first": Disk(10, 60), "second": Disk(10, 60), "student": Disk(5, 30)}
+    assert run_disk(stages, {1: 10, 2: 5}) == 10 + 10 + 5 + 10 + 5 + 60
 
 
 def test_steps_samples_and_tokens_of_a_stage() -> None:

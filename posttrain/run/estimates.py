@@ -64,7 +64,29 @@ def stage_memory(recipe: Recipe, name: str, parameters: int, trained: int, count
     return Memory(total, any(counts.get(one) is None for one in local))
 
 
-def stage_disk(recipe: Recipe, name: str, parameters: int, trained: int) -> int:
-    """Bytes of the model that a stage leaves, and of its two checkpoints."""
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of the model that a stage leaves, and of its two checkpoints, which go when it is finished."""
+
+    model: int
+    checkpoints: int
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        return self.model, self.checkpoints
+
+
+def stage_disk(recipe: Recipe, name: str, parameters: int, trained: int) -> Disk:
+    """What a stage has on disk while it trains."""
     width = BYTES[root_spec(recipe, name).dtype]
-    return parameters * width + 2 * trained * (width + _optimizer_bytes(recipe.engine, width))
+    return Disk(parameters * width, 2 * trained * (width + _optimizer_bytes(recipe.engine, width)))
+
+
+def run_disk(stages: Mapping[str, Disk], starts: Mapping[int, int]) -> int:
+    """The most that a run has on disk: the models it starts from and leaves, and one stage's checkpoints.
+
+    Args:
+        starts: bytes of each model that stages start from and that none of them leaves.
+    """
+    models = sum(disk.model for disk in stages.values()) + sum(starts.values())
+    return models + max((disk.checkpoints for disk in stages.values()), default=0)

@@ -16,7 +16,7 @@ from posttrain.recipe.references import kinds_of, start_of
 from posttrain.recipe.schema import DataSpec, ModelSpec, Recipe
 from posttrain.recipe.trainer_options import option_names
 from posttrain.run.context import root_spec
-from posttrain.run.estimates import Memory, stage_disk, stage_memory, trained_parameters
+from posttrain.run.estimates import Disk, Memory, run_disk, stage_disk, stage_memory, trained_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,6 @@ class StagePlan:
 
     Attributes:
         samples: samples that optimizer steps consume; tokens: trained tokens at most.
-        disk: bytes of the model and of two checkpoints.
     """
 
     name: str
@@ -45,7 +44,7 @@ class StagePlan:
     parameters: int | None
     trained: int | None
     memory: Memory | None
-    disk: int | None
+    disk: Disk | None
 
 
 def parameter_count(spec: ModelSpec) -> int | None:
@@ -195,7 +194,7 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
         if plan.trained != plan.parameters:
             parameters += f" ({short(plan.trained)} trained)"
         estimates = (plan.steps, plan.samples, plan.tokens)
-        sizes = (_memory(plan.memory), short(plan.disk, "B"))
+        sizes = (_memory(plan.memory), short(sum(plan.disk.parts) if plan.disk else None, "B"))
         table.add_row(plan.name, plan.kind, plan.start, plan.model_kind, *map(short, estimates), parameters, *sizes)
     console.print(table)
     engine = recipe.engine
@@ -206,7 +205,8 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
     console.print(f"engine: {where}")
     known = [plan.memory for plan in plans if plan.memory is not None]
     peak = max(known, key=lambda memory: memory.bytes) if len(known) == len(plans) else None
-    disk = sum(plan.disk or 0 for plan in plans)
+    sized = {plan.name: plan.disk for plan in plans if plan.disk is not None}
+    disk = run_disk(sized, {id(root_spec(recipe, name)): one.model for name, one in sized.items()})
     console.print(
         f"peak memory about {_memory(peak)} over all processes (weights, gradients, optimizer, teacher; activations "
         f"come on top), disk about {short(disk, 'B')}"
