@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -172,6 +173,7 @@ def test_a_stage_is_asked_the_recipes_suites(run: Path) -> None:
     named = ["--set", "evaluation.suites=[length-ctrl]", "--set", "evaluation.suite_limit=2", "--output", str(run)]
     done = posttrain("eval", CHAIN, "--model", "fusion", "--quiet", *named)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"thinking_tokens\W+\d+\.\d \(", done.stdout)
     scores = json.loads((run / "evaluations/fusion/evaluation.json").read_text())["scores"]
     assert all(scores[mode]["by_suite"]["length-ctrl"]["n"] == 2 for mode in ("thinking", "non_thinking"))
     assert (run / "evaluations/fusion/suites/length-ctrl/thinking/samples.md").exists()

@@ -313,6 +313,7 @@ BAD: list[tuple[str, str, str]] = [
         "  path: models/bare # HERE",
         "has no tokenizer, and the recipe names none",
     ),
+    (MODEL, "  path: models/hollow # HERE", "models/hollow holds no weights.*for a new model write `architecture:`"),
     # YAML
     ("seed: 1", "seed: 1\n\tname: x # HERE", "not YAML.*no tabs"),
     ("seed: 1", "seed: a: b # HERE", "not YAML: mapping values are not allowed.*quote a text"),
@@ -335,8 +336,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "models" / "tiny").mkdir(parents=True)
-    (tmp_path / "models" / "bare").mkdir()
-    (tmp_path / "models" / "bare" / "config.json").write_text("{}")
+    for model, file in (("bare", "pytorch_model.bin"), ("hollow", "tokenizer.json")):
+        (tmp_path / "models" / model).mkdir()
+        for name in ("config.json", file):
+            (tmp_path / "models" / model / name).write_text("{}")
     return tmp_path
 
 

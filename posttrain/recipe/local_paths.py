@@ -13,7 +13,7 @@ from posttrain.recipe.references import Parts, models_of
 from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.stage import Fault
 from posttrain.recipe.teacher import each_teacher
-from posttrain.recipe.weights import directory_faults
+from posttrain.recipe.weights import INDEX, directory_faults, has_weights
 from posttrain.recipe.words import Loc, nearest
 
 RELATIVE = ("./", "../", "~/")
@@ -158,6 +158,8 @@ def _model_directory_faults(
         yield _missing(str(path / gguf), (*loc[:-1], "gguf_file"))
     elif gguf is None and not (path / "config.json").exists():
         yield Fault(loc, f"{path} is no model's directory: it has no config.json")
+    elif gguf is None and not has_weights(path) and not (path / INDEX).exists():
+        yield Fault(loc, f"{path} holds no weights", remedy="for a new model write `architecture:` and `config:`")
     elif gguf is None:
         for what in directory_faults(path):
             yield Fault(loc, what, "a copy or a download that was broken off leaves such files", "fetch it once more")

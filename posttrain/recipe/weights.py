@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
-
+WEIGHTS = ("*.safetensors", "*.bin")
 
 RECORDS = {"config.json": (), "posttrain.json": ("family",), "tokenizer.json": ()}
 """Files beside the weights that are JSON objects, and keys that they cannot be without."""
@@ -34,6 +34,11 @@ def _record_fault(path: Path, keys: tuple[str, ...]) -> str | None:
     if not isinstance(record, dict):
         return "no JSON object"
     return next((f"it names no {key}" for key in keys if key not in record), None)
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether anything lies there that transformers would load weights from."""
+    return any(any(directory.glob(pattern)) for pattern in WEIGHTS)
 
 
 def weight_faults(directory: Path) -> Iterator[str]:

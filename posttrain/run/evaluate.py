@@ -72,7 +72,7 @@ def print_scores(result: Mapping[str, Any]) -> None:
     rows: dict[str, list[str]] = {}
     for mode in modes:
         for name, score in result["scores"][mode].items():
-            if isinstance(score, Mapping) and "value" in score:
+            if isinstance(score, Mapping) and ("value" in score or "mean" in score):
                 rows.setdefault(name, [""] * len(modes))[modes.index(mode)] = _shown(score)
     for name, cells in rows.items():
         table.add_row(name, *cells)
@@ -88,4 +88,6 @@ def print_scores(result: Mapping[str, Any]) -> None:
 
 
 def _shown(score: Mapping[str, Any]) -> str:
+    if "mean" in score:  # of tokens
+        return f"{score['mean']:.1f} ({score['low']:.1f}-{score['high']:.1f}, n={score['n']})"
     return f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f}, n={score['n']})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json
-from posttrain.recipe.weights import directory_faults
+from posttrain.recipe.weights import directory_faults, has_weights
 from posttrain.templates.families import Family, get_family
 from posttrain.templates.recognize import family_of_template
 
@@ -25,7 +25,7 @@ def check_directory(directory: Path, remedy: str) -> None:
     if not (directory / "config.json").exists():
         raise PosttrainError(Problem(f"{directory}: no model there (no config.json)", remedy=remedy))
     problems = problems_of(directory)
-    if not any(any(directory.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
+    if not has_weights(directory):
         problems.append(Problem(f"{directory}: no weights there", remedy=remedy))
     if problems:
         raise PosttrainError(problems)

@@ -174,7 +174,8 @@ def print_plan(loaded: LoadedRecipe, directory: Path) -> None:
             roots[id(spec)] = parameter_count(spec.model_copy(update={"tokenizer": vocabulary}))
         counts[name] = roots[id(spec)]
     console = Console(width=None if Console().is_terminal else 160)
-    table = Table(title=f"{recipe.name}: {len(recipe.stages)} stages", title_justify="left")
+    stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
+    table = Table(title=f"{recipe.name}: {stages}", title_justify="left")
     for column in (
         "stage",
         "kind",
