@@ -70,7 +70,7 @@ stages:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kinds, "STAGE_KINDS", {"tune": f"{__name__}:Tune", "distil": f"{__name__}:Distil"})
     (tmp_path / "models" / "base").mkdir(parents=True)
-    for file in ("config.json", "tokenizer.json"):
+    for file in ("config.json", "tokenizer.json", "pytorch_model.bin"):
         (tmp_path / "models" / "base" / file).write_text("{}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1"}\n')
     return tmp_path
@@ -253,7 +253,7 @@ def test_a_shipped_recipe_loads_and_resolves(path: Path, tmp_path: Path) -> None
             load_recipe(copy)
         model = (folder / yaml.safe_load(path.read_text())["model"]["path"]).resolve()
         model.mkdir(parents=True)
-        for name in ("config.json", "tokenizer.json"):
+        for name in ("config.json", "tokenizer.json", "pytorch_model.bin"):
             (model / name).write_text("{}")
     first = load_recipe(copy)
     assert loaded(tmp_path, text=first.text).recipe == first.recipe

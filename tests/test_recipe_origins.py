@@ -42,6 +42,7 @@ def test_a_revision_of_a_hub_id_is_kept_and_looked_up_nowhere(recipe: Path) -> N
 
 def test_a_revision_of_a_local_path_is_refused(recipe: Path) -> None:
     (recipe.parent / "weights" / "config.json").write_text("{}")
+    (recipe.parent / "weights" / "pytorch_model.bin").write_text("")
     assert told(recipe, f"{{path: ./weights, revision: main, {TOKENIZER}}}") == [
         ("`revision` is for a hub id, and the path is local", "remove it")
     ]
