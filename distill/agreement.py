@@ -23,7 +23,7 @@ from posttrain.distill.cache_write import Span, TeacherLogprobs
 from posttrain.distill.cost import cost
 from posttrain.distill.local_teacher import LocalTeacher, distributions
 from posttrain.distill.served_teacher import ServedTeacher, spans_of
-from posttrain.distill.teacher import load_teacher
+from posttrain.distill.teacher import check_rows, load_teacher
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import write_json
 from posttrain.recipe.endpoint import EndpointSpec
@@ -168,6 +168,7 @@ def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherL
 
     spec = context.recipe.model
     model = load_teacher(teacher, tokenizer, dtype=spec.dtype, attention=spec.attention)
+    check_rows("teacher", model, len(tokenizer))
     local = LocalTeacher(placed(model, cpu=context.recipe.engine.cpu), entries=len(tokenizer), k=TOP)
 
     def ask(sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK:

@@ -64,7 +64,7 @@ class LogprobCache:
         faults = faults_of(directory, checksums=False)
         if faults:
             what = f"the teacher's stored log-probabilities are not whole: {faults[0]}"
-            raise PosttrainError(Problem(what, remedy="run the stage's data again: what is whole is kept"))
+            raise PosttrainError(Problem(what, remedy="the same command makes what is missing, and keeps the rest"))
         manifest = read_json(directory / MANIFEST)
         self.directory, self.k, self.entries = directory, int(manifest["k"]), int(manifest["entries"])
         self.tokens: int = manifest["tokens"]

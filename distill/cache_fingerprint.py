@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.model.artifacts import checksum
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.fingerprint import content_of
-from posttrain.recipe.teacher import Teachers, each_teacher
+from posttrain.recipe.teacher import Teacher, Teachers, each_teacher
 from posttrain.sft.sampler import model_place
 from posttrain.templates.families import Family
 from posttrain.templates.render import template_text
@@ -41,6 +41,7 @@ def answers_fingerprint(stage: SftStage, context: StageContext, tokenizer: Any) 
     options["samples"] = dict(enumerate(options["samples"]))  # by key: a difference is told down to the option
     asked: dict[str, Any] = {
         "teacher": teacher_identity(context.teacher),
+        **_precision(context),
         **_rendering(tokenizer, context.family),
         "queries": {name: _arrow_files(context.run.data(name)) for name in queries},
         "asked": options,
@@ -60,6 +61,7 @@ def logprobs_fingerprint(
     return _plain(
         {
             "teacher": teacher_identity(context.teacher),
+            **_precision(context),
             **_rendering(tokenizer, context.family),
             "tokens": tokens_identity(rows),
             "top_k": k,
@@ -77,6 +79,16 @@ def teacher_identity(place: Path | EndpointSpec | Teachers | None) -> Any:
     if place is None or not place.is_dir():
         return str(place)
     return {name: content for name, content in content_of(str(place)).items() if name.endswith(WEIGHTS)}
+
+
+def _precision(context: StageContext) -> dict[str, str]:
+    """What a teacher here computes in; a served one chooses for itself."""
+    served = all(isinstance(one, EndpointSpec) for _, one in each_teacher(_teachers(context)))
+    return {} if served else {"dtype": context.recipe.model.dtype}
+
+
+def _teachers(context: StageContext) -> Teacher | None:
+    return str(context.teacher) if isinstance(context.teacher, Path) else context.teacher
 
 
 def _place(one: str | EndpointSpec) -> Path | EndpointSpec:

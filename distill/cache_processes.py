@@ -17,7 +17,8 @@ from subprocess import Popen
 from typing import TYPE_CHECKING
 
 from posttrain.distill.cache import FINGERPRINT
-from posttrain.distill.cache_write import SHARD_TOKENS, Shard, fill, plan_shards
+from posttrain.distill.cache_shards import SHARD_TOKENS, Shard, plan_shards
+from posttrain.distill.cache_write import fill
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import RunDir, read_json
 
@@ -95,9 +96,7 @@ def _watch(
     waiting, ended = list(missing), False
     while not ended:
         ended = all(each.poll() is not None for each in running)
-        written = [
-            shard for shard in waiting if (directory / shard.file).exists() and read_json(shard.record(directory))
-        ]
+        written = [shard for shard in waiting if (directory / shard.file).exists() and shard.recorded(directory)]
         for shard in written:
             progress(shard.tokens)
             waiting.remove(shard)

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from posttrain.distill.cache import FINGERPRINT, LogprobCache, check_fingerprint
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.artifacts import MANIFEST, StageDir, is_complete, read_json, seal, write_json
+from posttrain.model.artifacts import MANIFEST, StageDir, faults_of, is_complete, read_json, seal, write_json
+from posttrain.model.lock import in_turn
 from posttrain.progress import progress
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.schema import Spec
@@ -67,11 +68,7 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     Raises:
         PosttrainError: a folder that the recipe names holds something else; the teacher has another tokenizer.
     """
-    from datasets import load_from_disk
-
-    from posttrain.distill.cache_fingerprint import answers_fingerprint, logprobs_fingerprint
-    from posttrain.distill.cache_processes import fill_by_processes, processes_here
-    from posttrain.distill.cache_write import fill
+    from posttrain.distill.cache_fingerprint import answers_fingerprint
     from posttrain.distill.teacher import check_tokenizers
     from posttrain.model.policy import load_tokenizer
 
@@ -79,16 +76,33 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
     if isinstance(context.teacher, Path):
         check_tokenizers(tokenizer, load_tokenizer(context.teacher), str(context.teacher))
     answers = _folder(logits, context, "answers", answers_fingerprint(stage, context, tokenizer))
-    funnel = _answers(stage, SharedContext(**{**vars(context), "dir": StageDir(answers)}))
-    _link(answers / "data", context.dir.data)
+    with in_turn(answers, context.name):
+        there = is_complete(answers / "data")
+        funnel = _answers(stage, SharedContext(**{**vars(context), "dir": StageDir(answers)}))
+        _link(answers / "data", context.dir.data)
+    cache, asked = _store(logits, context, tokenizer, funnel["tokens"]["supervised_tokens"])
+    told = {"tokens": cache.tokens, "asked_of_the_teacher": asked, "answers_were_there": there}
+    return {**funnel, "logprobs": told}
+
+
+def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: int) -> tuple[LogprobCache, int]:
+    """The log-probabilities of the stage's rows, those that are missing asked of the teacher; and tokens asked about.
+
+    Args:
+        tokens: how many of the rows are supervised.
+    """
+    from datasets import load_from_disk
+
+    from posttrain.distill.cache_fingerprint import logprobs_fingerprint
+    from posttrain.distill.cache_processes import fill_by_processes, processes_here
+    from posttrain.distill.cache_write import fill
+
     rows = load_from_disk(str(context.dir.data / "train"))
     known = logprobs_fingerprint(context, tokenizer, rows, k=logits.top_k, temperature=logits.temperature)
     directory = _folder(logits, context, "logprobs", known)
     k, temperature = logits.top_k, logits.temperature
     processes = processes_here(context)
-    with progress(
-        f"{context.name}: log-probabilities", funnel["tokens"]["supervised_tokens"], quiet=context.quiet
-    ) as advance:
+    with progress(f"{context.name}: log-probabilities", tokens, quiet=context.quiet) as advance:
         asked = 0
         if processes > 1:
             asked = fill_by_processes(
@@ -105,7 +119,46 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
         )
     cache = LogprobCache(directory)
     write_json(context.dir.data / PLACE, {"directory": os.path.relpath(directory, context.dir.data)})
-    return {**funnel, "logprobs": {"tokens": cache.tokens, "asked_of_the_teacher": asked}}
+    return cache, asked
+
+
+def mend_data(logits: StoredLogits, context: StageContext) -> None:
+    """See that the log-probabilities of a stage whose data are built are whole, checksums too; make anew what is not.
+
+    Raises:
+        PosttrainError: as `build_data`.
+    """
+    from posttrain.model.policy import load_tokenizer
+
+    place = place_of(context.dir.data)
+    faults = [f"{place}: not there"] if place is None else faults_of(place)
+    if faults:
+        log.warning("%s: stored log-probabilities are not whole (%s): made anew", context.name, faults[0])
+        facts = {key: value for key, value in read_json(context.dir.data / MANIFEST).items() if key != "files"}
+        _store(logits, context, load_tokenizer(context.start), facts["funnel"]["tokens"]["supervised_tokens"])
+        seal(context.dir.data, **facts)
+
+
+def check_stored(context: StageContext, name: str) -> None:
+    """See that a finished stage's log-probabilities are still there, for one that learns from them as well.
+
+    Raises:
+        PosttrainError: they are not.
+    """
+    other = context.run.stage(name)
+    if not other.record.exists():
+        return  # it comes first, and makes them
+    place = place_of(other.data)
+    faults = ["it is not told where they lie"] if place is None else faults_of(place, checksums=False)
+    if faults:
+        what = f"stage {context.name}: the log-probabilities stored by stage {name} are not whole: {faults[0]}"
+        raise PosttrainError(Problem(what, remedy=f"put them back, or run with --restart-from {name}"))
+
+
+def place_of(data: Path) -> Path | None:
+    """Where the log-probabilities of the stage with this data directory lie."""
+    told = read_json(data / PLACE)
+    return None if told is None else (data / told["directory"]).resolve()
 
 
 def _folder(logits: StoredLogits, context: StageContext, what: str, fingerprint: dict[str, Any]) -> Path:
@@ -120,8 +173,9 @@ def _folder(logits: StoredLogits, context: StageContext, what: str, fingerprint:
         folder = context.run.path / "teacher" / f"{what}-{mark_of(fingerprint)}"
     else:
         folder = Path(logits.cache).expanduser() / what
-    if not check_fingerprint(folder, fingerprint):
-        write_json(folder / FINGERPRINT, fingerprint)
+    with in_turn(folder, context.name):
+        if not check_fingerprint(folder, fingerprint):
+            write_json(folder / FINGERPRINT, fingerprint)
     return folder
 
 
@@ -159,7 +213,7 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
             `ServedTeacher.check` wants it.
     """
     from posttrain.distill.local_teacher import LocalTeacher
-    from posttrain.distill.teacher import load_teacher
+    from posttrain.distill.teacher import check_rows, load_teacher
     from posttrain.model.policy import placed
 
     if isinstance(context.teacher, EndpointSpec):
@@ -173,10 +227,7 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
     settings = context.recipe.model
     log.info("%s: loading %s for its log-probabilities", context.name, context.teacher)
     teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
-    rows = teacher.get_output_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        what = f"the teacher's vocabulary has {rows} rows, its tokenizer {len(tokenizer)} entries"
-        raise PosttrainError(Problem(what, remedy="resize its embeddings to its tokenizer"))
+    check_rows("teacher", teacher, len(tokenizer))
     teacher = placed(teacher, cpu=context.recipe.engine.cpu)
     return LocalTeacher(teacher, entries=len(tokenizer), k=k, temperature=temperature)
 
@@ -209,4 +260,7 @@ def open_cache(data: Path) -> LogprobCache:
     Raises:
         PosttrainError: they are not there any more, or not whole.
     """
-    return LogprobCache((data / read_json(data / PLACE)["directory"]).resolve())
+    place = place_of(data)
+    if place is None:
+        raise PosttrainError(Problem("no log-probabilities are stored for these data", str(data)))
+    return LogprobCache(place)

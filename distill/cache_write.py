@@ -10,13 +10,14 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from posttrain.data.arrow import ListColumn
 from posttrain.distill.cache import FINGERPRINT, LOW, check_fingerprint
-from posttrain.model.artifacts import MANIFEST, checksum, read_json, write_json
+from posttrain.distill.cache_shards import IGNORED, SHARD_TOKENS, Shard, plan_shards
+from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import MANIFEST, Damaged, checksum, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
     from posttrain.distill.buckets import TopK
 
-SHARD_TOKENS = 65_536
-"""Supervised tokens of a shard: what a kill costs at most."""
 BATCH_TOKENS = 8_192
 """Tokens that a teacher is given at once."""
-IGNORED = -100
 
 Span = tuple[int, int]
 """Positions of tokens that are to be predicted, from the first to before the second."""
@@ -53,43 +51,6 @@ class StreamingTeacher(TeacherLogprobs, Protocol):
     """A teacher that is asked about several batches at once, and gives one after the other, in order."""
 
     def stream(self, asked: Iterable[Asked]) -> Iterator[TopK]: ...
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows `first` to before `first + rows` of the data, with so many supervised tokens."""
-
-    number: int
-    first: int
-    rows: int
-    tokens: int
-
-    @property
-    def file(self) -> str:
-        return f"shard-{self.number:05d}.arrow"
-
-    def record(self, directory: Path) -> Path:
-        return directory / f"shard-{self.number:05d}.json"
-
-    def is_whole(self, directory: Path) -> bool:
-        """Whether it stands there as it was written: its checksum is worked out."""
-        record, path = read_json(self.record(directory)), directory / self.file
-        if record is None or not path.exists() or path.stat().st_size != record["size"]:
-            return False
-        return asdict(self).items() <= record.items() and bool(checksum(path) == record["crc32"])
-
-
-def plan_shards(dataset: Dataset, tokens: int = SHARD_TOKENS) -> list[Shard]:
-    """The shards of a data set with `input_ids`, `labels` and, where rows are packed, `seq_lengths`."""
-    shards: list[Shard] = []
-    first = found = 0
-    rows = len(dataset)
-    for row, supervised in enumerate(_supervised_tokens(dataset)):
-        found += supervised
-        if found >= tokens or row == rows - 1:
-            shards.append(Shard(len(shards), first, row + 1 - first, found))
-            first, found = row + 1, 0
-    return shards
 
 
 def fill(
@@ -136,14 +97,23 @@ def fill(
 
 
 def _seal(directory: Path, shards: Sequence[Shard], k: int, entries: int) -> None:
-    records = [read_json(shard.record(directory)) for shard in shards]
-    if any(record is None for record in records):
+    records = [record for shard in shards if (record := shard.recorded(directory)) is not None]
+    if len(records) < len(shards):
         return  # another process is not done
     names = [FINGERPRINT]
     files = {name: {"size": (directory / name).stat().st_size, "crc32": checksum(directory / name)} for name in names}
     files |= {record["file"]: {"size": record["size"], "crc32": record["crc32"]} for record in records}
     facts = {"k": k, "entries": entries, "tokens": sum(record["tokens"] for record in records)}
-    write_json(directory / MANIFEST, {**facts, "shards": records, "files": files})
+    manifest = {**facts, "shards": records, "files": files}
+    if _manifest(directory) != manifest:  # a folder that is only read may be one that cannot be written to
+        write_json(directory / MANIFEST, manifest)
+
+
+def _manifest(directory: Path) -> Any:
+    try:
+        return read_json(directory / MANIFEST)
+    except Damaged:
+        return None
 
 
 def _told(teacher: TeacherLogprobs, dataset: Dataset, shards: Sequence[Shard]) -> Iterator[tuple[list[int], TopK]]:
@@ -214,6 +184,10 @@ def _encoded(top: TopK, tokens_of_row: Sequence[int], k: int, entries: int) -> A
 
     if len(top) != sum(tokens_of_row):
         raise ValueError(f"the teacher gave {len(top)} positions, {sum(tokens_of_row)} were asked about")
+    if bool(top.log_probs.isnan().any()) or bool(top.tail.isnan().any()):
+        why = "a student would learn from them that nothing is right"
+        remedy = "look at its weights; in float16 large models overflow, and `model.dtype: bfloat16` does not"
+        raise PosttrainError(Problem("the teacher's log-probabilities are no numbers (NaN)", why=why, remedy=remedy))
     offsets = pa.array(np.concatenate([[0], np.cumsum(tokens_of_row)]).astype(np.int32))
 
     def lists(values: np.ndarray) -> Any:
@@ -275,19 +249,3 @@ def spans_of(labels: Sequence[int]) -> list[Span]:
             spans.append((begin, at))
             begin = None
     return spans
-
-
-def _supervised_tokens(dataset: Dataset) -> Iterator[int]:
-    """Each row's number of supervised tokens, as `spans_of` counts them."""
-    import numpy as np
-
-    labels = ListColumn(dataset, "labels")
-    lengths = ListColumn(dataset, "seq_lengths") if "seq_lengths" in dataset.column_names else None
-    for row in range(len(dataset)):
-        own = labels.gather(np.array([row]))
-        counted = own != IGNORED
-        starts = np.zeros(1, np.int64)
-        if lengths is not None:
-            starts = np.concatenate([[0], np.cumsum(lengths.gather(np.array([row])))[:-1]])
-        counted[starts] = False
-        yield int(counted.sum())

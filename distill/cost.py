@@ -13,14 +13,16 @@ def cost(stage: StageDir) -> dict[str, Any]:
     """Tokens of teacher and student, seconds and FLOPs. None where a stage of its kind has no such figure.
 
     Returns:
-        `teacher_answered` and `teacher_answers` (off-policy: what it wrote), `student_sampled` (on-policy: prompts and
-        answers that went through generation), `trained` (tokens through forward and backward, the teacher's forward
-        on-policy), `data_seconds`, `train_seconds`, `flops` (of training).
+        `teacher_answered` and `teacher_answers` (off-policy: what it wrote for this stage), `student_sampled`
+        (on-policy: prompts and answers that went through generation), `trained` (tokens through forward and backward,
+        the teacher's forward on-policy), `data_seconds`, `train_seconds`, `flops` (of training).
     """
     training = read_json(stage.path / "training.json") or {}
     manifest = read_json(stage.data / "manifest.json") or {}
     last = _last_figures(stage.metrics)
-    answers, tokens = _answered(stage.data / "completions")
+    # A second student finds the answers there: they cost it nothing.
+    shared = ((manifest.get("funnel") or {}).get("logprobs") or {}).get("answers_were_there", False)
+    answers, tokens = (0, 0) if shared else _answered(stage.data / "completions")
     return {
         "teacher_answers": answers or None,
         "teacher_answered": tokens or None,

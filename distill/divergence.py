@@ -20,6 +20,7 @@ from torch import Tensor
 
 from posttrain.distill.buckets import TopK, compare_on_buckets
 from posttrain.distill.tiles import Logits, Projection, Tiles, compare_in_full
+from posttrain.errors import PosttrainError, Problem
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def _fused(
         with torch.autocast(student.hidden.device.type, enabled=False):
             if len(student.hidden):
                 compare(tiles)
+        if not tiles.per_token.isfinite().all():
+            what = "the divergence of student and teacher is no number"
+            why = "the logits of one of them are not finite: training would go on, and every weight become NaN"
+            remedy = "look at the teacher's weights; lower train.learning_rate; compute in bfloat16, not in float16"
+            raise PosttrainError(Problem(what, why=why, remedy=remedy))
         tiles.per_token.clamp_(min=0)  # below it by rounding alone
         total = tiles.per_token.sum() * weights[0]
         return (total if second is None else total + second.sum() * weights[1]), tiles

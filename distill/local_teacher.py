@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posttrain.distill.buckets import TopK
-from posttrain.distill.cache_write import Span
+from posttrain.distill.cache_write import BATCH_TOKENS, Span
 from posttrain.distill.heads import whole_head
 from posttrain.distill.tiles import LN_2, Projection, Tiles
 
@@ -31,9 +31,12 @@ class LocalTeacher:
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK:
-        hidden_N_H = self._hidden(sequences, spans)
-        with whole_head(self._model, hidden_N_H.dtype) as head:
-            return top_k_of(Projection(hidden_N_H, head), self._entries, self._k, self._temperature)
+        parts = []
+        for some in read_at_once(sequences):
+            hidden_N_H = self._hidden(sequences[some], spans[some])
+            with whole_head(self._model, hidden_N_H.dtype) as head:
+                parts.append(top_k_of(Projection(hidden_N_H, head), self._entries, self._k, self._temperature))
+        return TopK.concatenate(parts)
 
     def _hidden(self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> Tensor:
         """The hidden states (N, H) that the tokens asked about are predicted from."""
@@ -50,6 +53,20 @@ class LocalTeacher:
         states = backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
         found: Tensor = states[asked.to(states.device)]
         return found.to(device)
+
+
+def read_at_once(sequences: Sequence[Sequence[int]]) -> Iterator[slice]:
+    """Neighbours that are padded to the longest of them: `BATCH_TOKENS` with the padding at most, or one alone.
+
+    A thinking answer is a hundred times as long as one without: padded to it, a batch of those would be as large.
+    """
+    first = longest = 0
+    for at, sequence in enumerate(sequences):
+        longest = max(longest, len(sequence))
+        if at > first and (at + 1 - first) * longest > BATCH_TOKENS:
+            yield slice(first, at)
+            first, longest = at, len(sequence)
+    yield slice(first, len(sequences))
 
 
 def backbone_of(model: Any) -> Any:

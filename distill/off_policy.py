@@ -180,6 +180,10 @@ class OffPolicyDistillationStage(Stage):
             return cache_stage.build_data(self.as_sft(), self.logits, context)
         return self.as_sft().build_data(context)
 
+    def mend_data(self, context: StageContext) -> None:
+        if self.logits is not None:
+            cache_stage.mend_data(self.logits, context)
+
     def examine(self, context: StageContext) -> None:
         from posttrain.distill.agreement import examine
 

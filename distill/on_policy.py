@@ -102,9 +102,12 @@ class OnPolicyDistillationStage(RolloutStage):
             yield Fault(("teacher",), what, remedy="use ddp, or serve the teachers")
 
     def check_outside(self, context: StageContext) -> None:
+        from posttrain.distill.cache_stage import check_stored
         from posttrain.distill.teacher import check_teachers
 
         check_teachers(context, self.top_k)
+        if self.off_policy is not None:
+            check_stored(context, self.off_policy.stage)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         from posttrain.distill.teacher import check_tokenizers

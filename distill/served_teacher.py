@@ -87,7 +87,7 @@ class ServedTeacher:
         """
         parts: dict[int, list[TopK | None]] = {}  # of a batch
         missing: dict[int, int] = {}  # sequences of a batch
-        places: dict[int, tuple[int, int, int, Sequence[Span]]] = {}
+        places: dict[int, tuple[int, int, Sequence[int], Sequence[Span]]] = {}
         numbers = itertools.count()
 
         def bodies() -> Iterator[dict[str, Any]]:
@@ -95,7 +95,7 @@ class ServedTeacher:
                 wanted = [(sequence, own) for sequence, own in zip(sequences, spans, strict=True) if own]
                 parts[batch], missing[batch] = [None] * len(wanted), len(wanted)
                 for at, (sequence, own) in enumerate(wanted):
-                    places[next(numbers)] = batch, at, len(sequence), own
+                    places[next(numbers)] = batch, at, sequence, own
                     yield {
                         "prompt": list(sequence),
                         "max_tokens": 1,
@@ -105,12 +105,11 @@ class ServedTeacher:
 
         following = 0
         for reply in self._endpoint.ask("completions", bodies()):
-            batch, at, length, own = places.pop(reply.place)
-            told = self._told(reply, length)
-            positions = [told[position] for start, end in own for position in range(start, end)]
-            parts[batch][at] = top_of(positions, entries=self._entries, k=self._top_k)
+            batch, at, sequence, own = places.pop(reply.place)
+            told = self._told(reply, len(sequence))
+            parts[batch][at] = self._read(told, sequence, [place for start, end in own for place in range(start, end)])
             missing[batch] -= 1
-            self.tokens += length
+            self.tokens += len(sequence)
             while missing.get(following) == 0:
                 yield self._whole(parts.pop(following))
                 following += 1
@@ -135,6 +134,29 @@ class ServedTeacher:
             raise PosttrainError(Problem(what, remedy=remedy))
         return told
 
+    def _read(self, told: Sequence[Any], sequence: Sequence[int], places: Sequence[int]) -> TopK:
+        """What was told of these places of a sequence.
+
+        Raises:
+            PosttrainError: it cannot be of these tokens, or is no distribution.
+        """
+        remedy = "see that it is vLLM with the student's tokenizer, and look into its log"
+        for place in places:
+            here = told[place]
+            if not isinstance(here, dict) or str(sequence[place]) not in here:
+                said = f"of {', '.join(list(here)[:5])}" if isinstance(here, dict) else "nothing"
+                what = f"{self._named} was sent entry {sequence[place]} at place {place}, and tells {said} there"
+                raise PosttrainError(Problem(what, why="it reads other tokens than it is sent", remedy=remedy))
+            if len(here) < self._top_k:
+                what = f"{self._named} tells {len(here)} log-probabilities where {self._top_k} are asked for"
+                fewer = f"start it with --max-logprobs {self._top_k}, or lower `top_k`"
+                raise PosttrainError(Problem(what, remedy=fewer))
+        try:
+            return top_of([told[place] for place in places], entries=self._entries, k=self._top_k)
+        except (TypeError, ValueError, KeyError) as error:
+            what = f"{self._named} tells log-probabilities that are none: {error}"
+            raise PosttrainError(Problem(what, remedy=remedy)) from error
+
     @property
     def _named(self) -> str:
         return f"the teacher at {self._endpoint.spec.endpoint}"
@@ -145,6 +167,9 @@ def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: 
 
     Args:
         entries: what stands at these ids and above is padding: its mass is left out of the tail.
+
+    Raises:
+        TypeError, ValueError, KeyError: an id is none, or a log-probability no number.
     """
     counts = np.fromiter(map(len, told), np.int64, len(told))
     shape = (len(told), max(k, *counts)) if told else (0, k)
@@ -152,6 +177,8 @@ def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: 
     ids_N_W, logs_N_W = np.full(shape, entries), np.full(shape, -np.inf)
     ids_N_W[there_N_W] = np.fromiter((int(token) for row in told for token in row), np.int64)
     logs_N_W[there_N_W] = np.fromiter((entry["logprob"] for row in told for entry in row.values()), np.float64)
+    if np.isnan(logs_N_W).any() or (ids_N_W < 0).any():
+        raise ValueError("NaN, or an id below 0")
     known_N_W = ids_N_W < entries
     padding = np.exp(np.where(known_N_W, -np.inf, logs_N_W)).sum(1)
     logs_N_W = np.where(known_N_W, logs_N_W.clip(min=LOWEST), -np.inf)

@@ -92,7 +92,7 @@ def load_teachers(context: StageContext, tokenizer: Any, top_k: int) -> Several:
         top_k: entries that served ones tell.
 
     Raises:
-        PosttrainError: one is not there, or its tokenizer is not the student's.
+        PosttrainError: one is not there, its tokenizer is not the student's, or it has fewer rows than entries.
     """
     from datasets import load_from_disk
 
@@ -107,6 +107,7 @@ def load_teachers(context: StageContext, tokenizer: Any, top_k: int) -> Several:
             teachers.append(ServedTeacher(one, entries=len(tokenizer), top_k=top_k))
         else:
             teachers.append(load_teacher(one, tokenizer, dtype=settings.dtype, attention=settings.attention))
+            check_rows("teacher", teachers[-1], len(tokenizer))
     data_of: dict[str, str] = {}
     for _, name in context.recipe.stages[context.name].data_references():
         for key in load_from_disk(str(context.run.data(name)))["key"]:
@@ -201,6 +202,26 @@ PROBES = (
 )
 
 
+def check_rows(who: str, model: Any, entries: int) -> None:
+    """See that every entry of a tokenizer has a row in a model's vocabulary.
+
+    Args:
+        who: what messages call it, as "teacher".
+
+    Raises:
+        PosttrainError: it has fewer.
+    """
+    rows = model.config.get_text_config().vocab_size
+    if rows < entries:
+        raise PosttrainError(
+            Problem(
+                f"the {who}'s vocabulary has {rows} rows, its tokenizer {entries} entries",
+                why="entries without a row cannot be compared",
+                remedy=f"resize the {who}'s embeddings to its tokenizer",
+            )
+        )
+
+
 def match_vocabulary(student: Any, teacher: Any, entries: int) -> None:
     """Give the teacher as many vocabulary rows as the student has, where the two differ in padding alone.
 
@@ -212,15 +233,8 @@ def match_vocabulary(student: Any, teacher: Any, entries: int) -> None:
     Raises:
         PosttrainError: one of them has fewer rows than the tokenizer has entries.
     """
+    check_rows("student", student, entries)
+    check_rows("teacher", teacher, entries)
     ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
-    for who, rows in (("student", ours), ("teacher", theirs)):
-        if rows < entries:
-            raise PosttrainError(
-                Problem(
-                    f"the {who}'s vocabulary has {rows} rows, its tokenizer {entries} entries",
-                    why="entries without a row cannot be compared",
-                    remedy=f"resize the {who}'s embeddings to its tokenizer",
-                )
-            )
     if ours != theirs:
         teacher.resize_token_embeddings(ours, mean_resizing=False)

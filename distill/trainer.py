@@ -113,7 +113,8 @@ class StudentTrainer(PerSampleRollouts, ResumableRollouts, DistillationTrainer):
         student = self.accelerator.unwrap_model(model)
         wanted = {"entries": self._entries, "beta": self.beta, "temperature": self.temperature}
         found = self._forward_redirection(model, student, stored_divergence, student, inputs, **wanted)
-        self._metrics["train"]["off_policy/divergence"].append(found.per_token.mean().item())
+        if len(found.per_token):
+            self._metrics["train"]["off_policy/divergence"].append(found.per_token.mean().item())
         return found.total / tokens
 
     @property

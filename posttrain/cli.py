@@ -172,7 +172,8 @@ def _distill(arguments: argparse.Namespace) -> None:
     from posttrain.run.distill import Asked, write_distillation
 
     given = ("teacher", "student", "data", "output", "teacher_model", "family", "verifier", "max_new_tokens", "words")
-    file, directory = write_distillation(Asked(**{key: getattr(arguments, key) for key in given}))
+    asked = Asked(**{key: getattr(arguments, key) for key in given}, overrides=arguments.set)
+    file, directory = write_distillation(asked)
     print(f"recipe: {file}")
     loaded = load_recipe(file, arguments.set)
     if arguments.only_write:

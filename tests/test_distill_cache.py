@@ -14,10 +14,12 @@ import torch
 from datasets import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from posttrain.distill import local_teacher
 from posttrain.distill.buckets import TopK
 from posttrain.distill.cache import LogprobCache
-from posttrain.distill.cache_write import fill, plan_shards, spans_of
-from posttrain.distill.local_teacher import LocalTeacher
+from posttrain.distill.cache_shards import plan_shards
+from posttrain.distill.cache_write import BATCH_TOKENS, fill, spans_of
+from posttrain.distill.local_teacher import LocalTeacher, read_at_once
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import MANIFEST, read_json
 
@@ -163,21 +165,44 @@ def test_an_interrupted_cache_goes_on_after_its_last_whole_shard(tmp_path: Path)
     }
 
 
-@pytest.mark.parametrize("fault", ["a byte", "a cut", "gone"])
+@pytest.mark.parametrize("fault", ["a byte", "a cut", "gone", "a record cut", "a record of nothing"])
 def test_a_corrupt_shard_is_found_and_made_anew_alone(fault: str, tmp_path: Path) -> None:
     data = rows()
     made(tmp_path, data, Invented())
     shard = read_json(tmp_path / MANIFEST)["shards"][2]
     path = tmp_path / shard["file"]
     good = path.read_bytes()
+    record = path.with_suffix(".json")
     if fault == "gone":
         path.unlink()
+    elif fault.startswith("a record"):  # as a machine that goes down leaves them
+        record.write_text(record.read_text()[:9] if fault == "a record cut" else "[]")
     else:
         path.write_bytes(good[:-7] if fault == "a cut" else good[:-900] + bytes([good[-900] ^ 1]) + good[-899:])
     teacher = Invented()
     assert made(tmp_path, data, teacher) == teacher.asked == shard["tokens"]
     assert path.read_bytes() == good
     LogprobCache(tmp_path)
+
+
+def test_what_is_whole_is_only_read(tmp_path: Path) -> None:
+    """A folder that several read may be one that they cannot write to."""
+    made(tmp_path, rows(), Invented())
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    made(tmp_path, rows(), Invented())
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_teacher_that_tells_no_numbers_is_not_stored(tmp_path: Path) -> None:
+    class Broken(Invented):
+        @staticmethod
+        def told(before: Sequence[int]) -> TopK:
+            top = Invented.told(before)
+            return TopK(top.ids, top.log_probs.where(top.log_probs > -5, math.nan), top.tail)
+
+    with pytest.raises(PosttrainError, match=r"no numbers \(NaN\)"):
+        made(tmp_path, rows(), Broken())
+    assert not list(tmp_path.glob("*.arrow")) and not (tmp_path / MANIFEST).exists()
 
 
 def _one_of(directory: Path, process: int, processes: int) -> None:
@@ -233,7 +258,16 @@ def test_spans() -> None:
     assert spans_of([-100, 5]) == [(1, 2)]
 
 
-def test_a_local_teacher_tells_its_own_distribution() -> None:
+def test_a_long_sequence_does_not_stretch_the_short_ones_beside_it() -> None:
+    lengths = [100] * 80 + [8000] + [90] * 30 + [9000]  # without thinking, and with
+    pieces = [lengths[some] for some in read_at_once([[0] * length for length in lengths])]
+    assert [length for piece in pieces for length in piece] == lengths and len(pieces) == 4
+    assert all(len(piece) == 1 or len(piece) * max(piece) <= BATCH_TOKENS for piece in pieces)
+
+
+@pytest.mark.parametrize("at_once", [6, BATCH_TOKENS])
+def test_a_local_teacher_tells_its_own_distribution(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_teacher, "BATCH_TOKENS", at_once)
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,

@@ -129,6 +129,7 @@ def test_a_recipe_that_was_changed_is_left_alone(models: Path, tmp_path: Path) -
         ({"teacher": "http://"}, "no address of a server"),
         ({"student": "http://127.0.0.1:9/v1"}, "a student is trained here"),
         ({"family": "qwen33"}, "unknown template family"),
+        ({"verifier": "numbr"}, "did you mean `?number"),
     ],
 )
 def test_what_cannot_be_used_is_named(models: Path, tmp_path: Path, changed: dict[str, Any], said_of_it: str) -> None:
@@ -207,6 +208,40 @@ def test_rows_whose_answer_is_missing_choose_no_verifier(models: Path, tmp_path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     file, _ = write_distillation(asked(models, tmp_path, data=[str(path)]))
     assert load_recipe(file).recipe.data["rows"].verifier == "number"
+
+
+@pytest.mark.parametrize("name", ["2024.jsonl", "true.jsonl", "my #1: rows.jsonl", "été 'quoted'.jsonl"])
+def test_names_of_files_are_texts_to_the_recipe(models: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    shutil.copy(models / "sums.jsonl", path)
+    file, _ = write_distillation(asked(models, tmp_path, data=[str(path)], output=tmp_path / "2026"))
+    recipe = load_recipe(file).recipe
+    (spec,) = recipe.data.values()
+    assert recipe.name == "2026" and spec.path == str(path) and list(recipe.data) == recipe.evaluation.data
+
+
+def test_paths_begin_where_the_command_is_given(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(models / "sums.jsonl", tmp_path / "data" / "a.jsonl")
+    (tmp_path / "runs").mkdir()
+    file, _ = write_distillation(asked(models, tmp_path, data=["data/*.jsonl"], output=Path("runs/small")))
+    (spec,) = load_recipe(file).recipe.data.values()
+    assert spec.path == str(tmp_path / "data" / "*.jsonl")
+    with pytest.raises(PosttrainError, match="data/big does not exist"):  # no hub id: `data` is a folder here
+        write_distillation(asked(models, tmp_path, teacher="data/big", output=Path("runs/other")))
+
+
+def test_a_recipe_that_is_refused_does_not_stand_in_the_way(models: Path, tmp_path: Path) -> None:
+    """The command is put right and given again: it would find a recipe that is not its own."""
+    with pytest.raises(PosttrainError, match=r"techer does not exist(.|\n)*did you mean .*teacher"):
+        write_distillation(asked(models, tmp_path, teacher=str(models / "techer")))
+    with pytest.raises(PosttrainError, match="max_stepz"):
+        write_distillation(asked(models, tmp_path, overrides=["stages.on_policy.train.max_stepz=3"]))
+    file, _ = write_distillation(asked(models, tmp_path))
+    with pytest.raises(PosttrainError, match="max_stepz"):
+        write_distillation(asked(models, tmp_path, overrides=["stages.on_policy.train.max_stepz=3"]))
+    assert file.exists()  # it was there before
 
 
 @pytest.mark.timeout(900)  # a whole run

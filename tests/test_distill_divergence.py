@@ -16,6 +16,7 @@ from posttrain.distill import tiles
 from posttrain.distill.buckets import TopK
 from posttrain.distill.divergence import divergence, top_k_divergence
 from posttrain.distill.tiles import Head, Logits, Projection
+from posttrain.errors import PosttrainError
 
 ROWS, ENTRIES = 61, 53  # of the vocabulary; what lies behind is padding
 BETAS = [0.0, 0.3, 1.0]
@@ -230,6 +231,43 @@ def test_no_token_at_all_is_no_divergence() -> None:
     found = divergence(none, Projection(given.teacher.hidden[:0], given.teacher.head), entries=ENTRIES, beta=1.0)
     found.total.backward()  # type: ignore[no-untyped-call]
     assert found.total == 0 and given.weight.grad is not None and (given.weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("where", ["student", "teacher", "stored"])
+def test_what_is_no_number_is_refused(beta: float, where: str) -> None:
+    """Weights trained on it would all become NaN, and what is logged leaves such steps out."""
+    given = Models(torch.float32)
+    top = given.top(4, 1.0)
+    (given.hidden.detach() if where == "student" else given.teacher.hidden)[17, 3] = math.inf
+    with pytest.raises(PosttrainError, match="is no number"):
+        if where == "stored":
+            top_k_divergence(
+                given.student, TopK(top.ids, top.log_probs * math.nan, top.tail), entries=ENTRIES, beta=beta
+            )
+        else:
+            divergence(given.student, given.teacher, entries=ENTRIES, beta=beta)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-6, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("largest", [1.0, 1e4])
+def test_extreme_logits_leave_divergence_and_gradient_finite(beta: float, temperature: float, largest: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 6, ENTRIES, generator=draw) * largest
+    theirs[0, 5], ours[0, 7], theirs[1], ours[2] = 3 * largest, 3 * largest, 0.0, 0.0  # sure of other entries; flat
+    for teacher in (None, top_of((theirs / temperature).log_softmax(1), 5)):
+        hidden = ours.clone().requires_grad_()
+        student = Projection(hidden, Head(torch.eye(ENTRIES)))
+        options: Any = {"entries": ENTRIES, "beta": beta, "temperature": temperature}
+        found = (
+            divergence(student, Logits(theirs), **options)
+            if teacher is None
+            else top_k_divergence(student, teacher, **options)
+        )
+        found.total.backward()  # type: ignore[no-untyped-call]
+        assert (found.per_token >= 0).all() and found.entropy.isfinite().all()
+        assert hidden.grad is not None and hidden.grad.isfinite().all()
 
 
 def test_a_gradient_is_used_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 
+from posttrain.distill.cache_stage import check_stored, open_cache, place_of
+from posttrain.distill.cost import cost
 from posttrain.distill.schedule import OffPolicyShare
 from posttrain.errors import PosttrainError
-from posttrain.model.artifacts import RunDir
+from posttrain.model.artifacts import RunDir, is_complete, seal, write_json
+from posttrain.model.lock import in_turn
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.fingerprint import recipe_fingerprint
 from posttrain.recipe.kinds import stage_class
 from posttrain.recipe.schema import DataSpec, EngineSpec, EvaluationSpec, ModelSpec, Recipe, TrainedTokenizer
 from posttrain.recipe.stage import Stage, StageContext
 from posttrain.rl.rollouts import size_outside_embeddings
+from posttrain.run.callbacks import RunRecorder
 from posttrain.tasks.arithmetic import Arithmetic, corpus
 from posttrain.templates.families import Mode, get_family
 from posttrain.templates.render import render
@@ -246,6 +251,105 @@ def test_a_student_with_an_adapter_learns_within_it(root: Path) -> None:
     trainer.train()
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all("lora" in name for name in changed)
+
+
+def sealed(where: StageContext, funnel: dict[str, Any]) -> Path:
+    """A stage's data as a run leaves them; where its log-probabilities lie."""
+    seal(where.dir.data, funnel=funnel, seconds=1.0)
+    place = place_of(where.dir.data)
+    assert place is not None
+    return place
+
+
+@pytest.mark.parametrize("fault", ["a byte", "gone", "moved"])
+def test_a_run_that_goes_on_mends_the_log_probabilities(
+    root: Path, tmp_path: Path, forwards: list[int], fault: str
+) -> None:
+    """Its data are whole; what they lean on lies elsewhere, and is looked at before the training goes on."""
+    stage = stage_of({"top_k": 16, "cache": str(tmp_path / "shared")})
+    where, funnel = built(root, stage)
+    place = sealed(where, funnel)
+    stage.mend_data(where)
+    asked = len(forwards)
+    shard = place / "shard-00000.arrow"
+    good = shard.read_bytes()
+    if fault == "a byte":
+        shard.write_bytes(good[:-900] + bytes([good[-900] ^ 1]) + good[-899:])
+    elif fault == "gone":
+        shutil.rmtree(place)
+    else:
+        (tmp_path / "shared").rename(tmp_path / "other")
+        stage = stage_of({"top_k": 16, "cache": str(tmp_path / "other")})
+        where = context(root, stage)
+    stage.mend_data(where)
+    assert (len(forwards) > asked) == (fault != "moved")
+    place = place_of(where.dir.data) or tmp_path
+    assert (place / shard.name).read_bytes() == good and is_complete(where.dir.data)
+    open_cache(where.dir.data)
+
+
+def test_stored_answers_that_are_gone_are_told_before_a_stage_begins(root: Path, tmp_path: Path) -> None:
+    stored = stage_of({"top_k": 16, "cache": str(tmp_path / "shared")})
+    where, funnel = built(root, stored)
+    place = sealed(where, funnel)
+    later = dataclasses.replace(where, name="student_1")
+    check_stored(later, "student_0")
+    write_json(where.dir.record, {"name": "student_0"})
+    check_stored(later, "student_0")
+    (place / "shard-00000.arrow").unlink()
+    with pytest.raises(PosttrainError, match=r"stored by stage student_0(.|\n)*--restart-from student_0"):
+        check_stored(later, "student_0")
+    where.dir.record.unlink()
+
+
+def test_what_a_second_student_finds_there_cost_it_nothing(root: Path, tmp_path: Path) -> None:
+    stage = stage_of({"top_k": 16, "cache": str(tmp_path / "shared")})
+    costs = []
+    for number in (0, 1):
+        where, funnel = built(root, stage, number)
+        sealed(where, funnel)
+        costs.append(cost(where.dir))
+    assert costs[0]["teacher_answers"] == 48 and costs[0]["teacher_answered"] > 48
+    assert costs[1]["teacher_answers"] is None and costs[1]["teacher_answered"] is None
+
+
+def test_a_resumed_run_counts_the_tokens_before(root: Path) -> None:
+    stage = stage_of({"top_k": 4}, train={**TRAIN, "max_steps": 4, "save_strategy": "steps", "save_steps": 2})
+    where, funnel = built(root, stage)
+    sealed(where, funnel)
+    counted = []
+    for checkpoint in (None, where.dir.checkpoints / "checkpoint-2"):
+        trainer = stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), None)
+        recorder = RunRecorder(where, trainer, None, 0)
+        trainer.add_callback(recorder)
+        if checkpoint is not None:
+            recorder.resume(checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        counted.append(cost(where.dir)["trained"])
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_teacher_in_another_precision_is_another_teacher(root: Path, tmp_path: Path) -> None:
+    stage = stage_of({"top_k": 4, "cache": str(tmp_path / "shared")})
+    where, _ = built(root, stage)
+    half = where.recipe.model_copy(update={"model": ModelSpec(path="nowhere", dtype="bfloat16")})
+    with pytest.raises(PosttrainError, match="dtype: float32 -> bfloat16"):
+        stage.build_data(dataclasses.replace(where, recipe=half))
+
+
+def _build_too(root: Path, shared: str) -> None:
+    built(root, stage_of({"top_k": 4, "cache": shared}), 1)
+
+
+def test_two_runs_that_share_answers_take_turns(root: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    other = multiprocessing.get_context("fork").Process(target=_build_too, args=(root, str(shared)))
+    with in_turn(shared / "answers", "this run"):
+        other.start()
+        other.join(2)
+        assert other.is_alive() and not (shared / "answers" / "fingerprint.json").exists()
+    other.join(60)
+    assert other.exitcode == 0 and is_complete(shared / "answers" / "data")
 
 
 def test_where_it_is_stored_is_no_part_of_a_stage(root: Path, tmp_path: Path) -> None:

@@ -186,6 +186,50 @@ def test_what_a_server_cannot_tell_is_named_with_the_remedy(answer: Any, said_of
         ServedTeacher(endpoint(it.url), entries=100, top_k=64)([[1, 2, 3]], [[(1, 3)]])
 
 
+def told_otherwise(change: Callable[[list[Any]], Any]) -> Callable[[str, dict[str, Any]], Any]:
+    """A server's answers with the log-probabilities at the second place and on changed."""
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        told: list[Any] = [None]
+        for token in body["prompt"][1:]:
+            told.append({str(one): {"logprob": -1.0 - one / 9} for one in (token, token + 1, token + 2)})
+        return {"choices": [{"prompt_logprobs": change(told)}]}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("change", "said_of_it"),
+    [
+        (lambda told: [None, None, *told[2:]], "was sent entry 2 at place 1, and tells nothing there"),
+        (lambda told: [None, told[2], told[1]], "was sent entry 2 at place 1, and tells of 3, 4, 5 there"),
+        (lambda told: [None, {"2": told[1]["2"]}, told[2]], "tells 1 log-probabilities where 3 are asked for"),
+        (lambda told: [None, told[1] | {"2": {"logprob": None}}, told[2]], "log-probabilities that are none"),
+        (lambda told: [None, told[1] | {"2": {"logprob": float("nan")}}, told[2]], "that are none: NaN"),
+        (lambda told: [None, told[1] | {"2": {}}, told[2]], "log-probabilities that are none"),
+        (lambda told: [None, told[1] | {"-4": {"logprob": -1.0}}, told[2]], "that are none: NaN, or an id below 0"),
+        (lambda told: [None, told[1] | {"two": {"logprob": -1.0}}, told[2]], "log-probabilities that are none"),
+    ],
+    ids=["nothing", "other ids", "fewer", "null", "NaN", "no number", "an id below 0", "an id that is none"],
+)
+def test_what_a_server_tells_of_other_tokens_or_as_no_numbers_is_refused(change: Any, said_of_it: str) -> None:
+    with scripted(told_otherwise(lambda told: told)) as it:
+        teacher = ServedTeacher(endpoint(it.url), entries=100, top_k=3)
+        assert teacher([[1, 2, 3]], [[(1, 3)]]).ids.tolist() == [[2, 3, 4], [3, 4, 5]]
+        it.answer = told_otherwise(change)
+        with pytest.raises(PosttrainError, match=said_of_it):
+            teacher([[1, 2, 3]], [[(1, 3)]])
+
+
+def test_one_of_several_teachers_with_fewer_rows_than_entries_is_refused(root: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(RunDir(root).base), load_tokenizer(RunDir(root).base)
+    model.resize_token_embeddings(len(tokenizer) - 8)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(PosttrainError, match=r"the teacher's vocabulary has \d+ rows, its tokenizer \d+ entries"):
+        losses(root, Teachers(by_data={"sums": str(tmp_path)}, default=str(RunDir(root).base)))
+
+
 def test_padding_has_no_part_in_what_is_told() -> None:
     told = [None, {"7": {"logprob": -0.7}, "99": {"logprob": -0.9}, "2": {"logprob": -2.5}}]
     with scripted(lambda path, body: {"choices": [{"prompt_logprobs": told}]}) as it:
@@ -225,7 +269,7 @@ def test_the_next_batches_are_asked_about_meanwhile_and_told_in_order() -> None:
     def answer(path: str, body: dict[str, Any]) -> Any:
         together.wait(timeout=20)
         first = body["prompt"][0]
-        told = [None, *({str(first): {"logprob": -0.5}} for _ in body["prompt"][1:])]
+        told = [None, *({str(token): {"logprob": -9.0}, str(first): {"logprob": -0.5}} for token in body["prompt"][1:])]
         return slowly(0.05 if first == 0 else 0, {"choices": [{"prompt_logprobs": told}]})
 
     batches: list[Any] = [([[number, 1, 2], [number + 1, 1]], [[(1, 3)], [(1, 2)]]) for number in range(0, 16, 2)]

@@ -150,8 +150,9 @@ def test_what_may_pass_is_tried_again(fault: Any) -> None:
         (lambda: (200, {"error": {"message": "no GPU"}}), "answers without a completion: no GPU"),
         (lambda: {"choices": []}, "answers without a completion"),
         (lambda: {"choices": ["4"]}, "answers without a completion"),
+        (lambda: {"choices": [{"message": None, "finish_reason": "stop"}]}, "answers without a completion"),
     ],
-    ids=["busy", "slow", "key", "model", "no API", "error under 200", "no choice", "a choice that is none"],
+    ids=["busy", "slow", "key", "model", "no API", "error under 200", "no choice", "a choice that is none", "nothing"],
 )
 def test_what_does_not_pass_is_one_line_with_a_remedy(fault: Any, said_of_it: str) -> None:
     with scripted(lambda path, body: fault()) as it, pytest.raises(PosttrainError) as error:

@@ -219,6 +219,11 @@ BAD: list[tuple[str, str, str]] = [
         "LoraConfig has none.*did you mean `lora_alpha`",
     ),
     ("vocab_size: 300}", "vocab_size: 300}\n  adapter: {lora: {bias: some}} # HERE", "`bias` must be 'none', 'all'"),
+    (
+        "vocab_size: 300}",
+        "vocab_size: 300}\n  adapter: {lora: {target_modules: [q_proj, lm_head]}} # HERE",
+        "an adapter on the output layer would not be trained",
+    ),
     # references
     ("    data: rows", "    data: row # HERE", "there is no `row` under `data:`.*did you mean `rows`"),
     ("train_on: [chains]", "train_on: [chain] # HERE\n   ", "there is no `chain` under `data:`"),

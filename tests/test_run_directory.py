@@ -12,9 +12,9 @@ import pytest
 
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir, StageDir, seal, write_json, write_text
+from posttrain.model.lock import alone
 from posttrain.recipe.fingerprint import recipe_fingerprint
 from posttrain.recipe.load import LoadedRecipe, load_recipe
-from posttrain.run.lock import alone
 from posttrain.run.pipeline import run_recipe
 from posttrain.run.prepare import prepare, refuse_others
 from posttrain.run.preview import preview_stage
@@ -150,9 +150,7 @@ def test_a_clearing_that_is_killed_leaves_a_stage_that_is_not_done(
 
 def test_a_directory_is_one_run_s(tmp_path: Path) -> None:
     def another() -> subprocess.CompletedProcess[str]:
-        code = (
-            f"from pathlib import Path; from posttrain.run.lock import alone\nwith alone(Path({str(tmp_path)!r})): pass"
-        )
+        code = f"import pathlib, posttrain.model.lock as it\nwith it.alone(pathlib.Path({str(tmp_path)!r})): pass"
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     with alone(tmp_path):

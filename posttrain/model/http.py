@@ -104,7 +104,7 @@ async def send(
         refused = _by_status(status, headers, content, spec)
         if refused:
             return Reply(place, {}, refused)
-    return Reply(place, _read(content, completion=url.endswith("completions")))
+    return Reply(place, _read(content, url))
 
 
 def _by_status(status: int, headers: Mapping[str, str], content: bytes, spec: EndpointSpec) -> str:
@@ -126,7 +126,7 @@ def _by_status(status: int, headers: Mapping[str, str], content: bytes, spec: En
     return ""
 
 
-def _read(content: bytes, *, completion: bool) -> dict[str, Any]:
+def _read(content: bytes, url: str) -> dict[str, Any]:
     """The JSON object of an answer; of a completion's, one that has its choices whole."""
     try:
         body = _parsed(content)
@@ -135,14 +135,19 @@ def _read(content: bytes, *, completion: bool) -> dict[str, Any]:
         raise Fault("answers something that is no JSON", remedy, again=True) from error
     if not isinstance(body, dict):
         raise Fault("answers no JSON object", "check `endpoint`", again=False)
-    if completion:
+    if url.endswith("completions"):
         choices = body.get("choices")
-        if not isinstance(choices, list) or not choices or not all(isinstance(one, dict) for one in choices):
+        chat = url.endswith("chat/completions")
+        if not isinstance(choices, list) or not choices or not all(_is_choice(one, chat) for one in choices):
             what = f"answers without a completion: {_reason(content)}"
             raise Fault(what, "check that `endpoint` is an OpenAI-compatible API", again=True)
         if any(choice.get("finish_reason") in BROKEN_OFF for choice in choices):
             raise Fault("broke an answer off", "look into its log", again=True)  # vLLM does when it is stopped
     return body
+
+
+def _is_choice(one: Any, chat: bool) -> bool:
+    return isinstance(one, dict) and (not chat or isinstance(one.get("message"), dict))
 
 
 def _parsed(content: bytes) -> Any:

@@ -134,6 +134,9 @@ class Stage(BaseModel):
         """Write what the stage trains on into `context.dir.data`; return the funnel (counts) as JSON-able data."""
         raise NotImplementedError
 
+    def mend_data(self, context: StageContext) -> None:
+        """Make whole what the stage's built data lean on outside their own folder. Called before a training goes on."""
+
     def evaluate(self, context: StageContext) -> tuple[dict[str, Any], str] | None:
         """Its figures (`scores`, `budget_curve`) and samples, if it is not scored as a policy is; else None."""
         return None

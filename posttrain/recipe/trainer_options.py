@@ -105,6 +105,13 @@ def lora_faults(lora: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
     """What is wrong with an adapter's `lora:`."""
     ours = {name: reason for reason, names in LORA_OURS.items() for name in names.split()}
     yield from option_faults(LORA_CONFIG, lora, loc, ours=ours)
+    targets = lora.get("target_modules")
+    if "lm_head" in (targets if isinstance(targets, list) else [targets]):
+        what = "an adapter on the output layer would not be trained"
+        why = "log-probabilities are made from that layer's weights, not by calling it"
+        yield Fault(
+            (*loc, "target_modules"), what, why, "leave lm_head out, or train it whole: modules_to_save: [lm_head]"
+        )
 
 
 def architecture_faults(model: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:

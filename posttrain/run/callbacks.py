@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from posttrain.recipe.stage import StageContext
 
 CLOCK = "train_seconds.json"
+COUNTED = "_total_train_tokens"
+"""TRL's count of the tokens it has read, which its checkpoints leave out."""
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:
@@ -53,7 +55,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def resume(self, checkpoint: Path) -> None:
         """Take up the clock and the figures of a checkpoint."""
-        self.seconds = float((read_json(checkpoint / CLOCK) or {"seconds": 0.0})["seconds"])
+        clock = read_json(checkpoint / CLOCK) or {}
+        self.seconds = float(clock.get("seconds", 0.0))
+        if hasattr(self.trainer, COUNTED):  # TRL begins anew
+            setattr(self.trainer, COUNTED, int(clock.get("tokens", 0)))
         step = int(checkpoint.name.rsplit("-", 1)[1])
         if self.main:
             for path in (self.context.dir.metrics, self.context.dir.curve):
@@ -108,7 +113,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self.trainer.accelerator.wait_for_everyone()
         if self.main:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / CLOCK, {"seconds": self.now()})
+            write_json(folder / CLOCK, {"seconds": self.now(), "tokens": getattr(self.trainer, COUNTED, 0)})
             seal(folder, step=state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json, write_text
+from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import ModelSpec
+from posttrain.recipe.source import parse_yaml
 from posttrain.run.distill_data import as_name, as_written, data_sets
 from posttrain.run.model_directory import family_at, told_family
 from posttrain.run.output import check_directory_to_write, check_file_to_write
@@ -35,7 +37,7 @@ class Asked:
         family: template family; None: the teacher's own, or qwen3.
         verifier: what scores answers to rows of files; None: told from the answers.
         max_new_tokens: of an answer.
-        words: the command, as it was given.
+        words: the command, as it was given. overrides: of the recipe, as in `run`.
     """
 
     teacher: str
@@ -47,17 +49,19 @@ class Asked:
     verifier: str | None = None
     max_new_tokens: int = 2048
     words: Sequence[str] = ()
+    overrides: Sequence[str] = ()
 
 
 def write_distillation(asked: Asked) -> tuple[Path, Path]:
-    """Write the recipe beside the run's directory.
+    """Write the recipe beside the run's directory. One that is refused is not left there: the command put right would
+    find a recipe that is not its own.
 
     Returns:
         The recipe's path and the run's directory.
 
     Raises:
-        PosttrainError: teacher, student or data cannot be used; another recipe stands there already, or nothing can be
-            written there.
+        PosttrainError: teacher, student or data cannot be used, or the recipe is refused; another one stands there
+            already, or nothing can be written there.
     """
     teacher, teacher_words = _teacher(asked)
     if asked.student.startswith(("http://", "https://")):
@@ -71,7 +75,8 @@ def write_distillation(asked: Asked) -> tuple[Path, Path]:
     check_file_to_write(file)
     check_directory_to_write(output)
     text = _text(asked, teacher, teacher_words, name, file, output)
-    if file.exists() and _recipe(file.read_text(encoding="utf-8", errors="replace")) != _recipe(text):
+    new = not file.exists()
+    if not new and _recipe(file.read_text(encoding="utf-8", errors="replace")) != _recipe(text):
         raise PosttrainError(
             Problem(
                 "a recipe stands there, and is not the one that this command writes",
@@ -81,6 +86,12 @@ def write_distillation(asked: Asked) -> tuple[Path, Path]:
             )
         )
     write_text(file, text)
+    try:
+        load_recipe(file, asked.overrides)
+    except PosttrainError:
+        if new:
+            file.unlink()
+        raise
     return file, output
 
 
@@ -112,7 +123,7 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "family": family.name,
         "why_family": why_family,
         "data": data,
-        "names": ", ".join(one.name for one in data),
+        "names": ", ".join(_plain(one.name) for one in data),
         "tokens": tokens,
         "length": tokens + tokens // 2,
         "modes": json.dumps({mode: 1 / len(family.modes) for mode in family.modes}),
@@ -132,7 +143,16 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["plain"] = _plain
     return environment.get_template("distill_recipe.yaml.jinja").render(values)
+
+
+def _plain(text: str) -> str:
+    """A text as YAML: in quotes where it would be read as something else."""
+    try:
+        return text if parse_yaml(text, "").value() == text else json.dumps(text)
+    except PosttrainError:
+        return json.dumps(text)
 
 
 def _teacher(asked: Asked) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.locations import looks_local
 from posttrain.errors import PosttrainError, Problem
 
 PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input")
@@ -52,27 +53,26 @@ def as_name(text: str) -> str:
 
 def as_written(value: Any, folder: Path) -> Any:
     """A local path as the recipe writes it, from its own folder; everything else as it stands."""
-    if not isinstance(value, str) or not (value.startswith((".", "/", "~")) or Path(value).exists()):
+    if not isinstance(value, str) or not looks_local(value, Path.cwd()):
         return value
     relative = os.path.relpath(Path(value).expanduser(), folder)
     return relative if relative.startswith(".") else f"./{relative}"
 
 
 def data_sets(data: Sequence[str], verifier: str | None, folder: Path) -> list[Queries]:
+    from posttrain.tasks.registry import get_task
+
+    if verifier:
+        get_task(verifier)  # raises, with the nearest names
     found: list[Queries] = []
     for text in data:
         taken = {one.name for one in found}
-        name = as_name(Path(text).stem if _is_file(text) else text.rpartition(":")[2])
+        is_file = looks_local(text, Path.cwd())
+        name = as_name(Path(text).stem if is_file else text.rpartition(":")[2])
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         name = next(one for one in names if one not in taken)
-        found.append(_of_file(name, text, verifier, folder) if _is_file(text) else _of_task(name, text))
+        found.append(_of_file(name, text, verifier, folder) if is_file else _of_task(name, text))
     return found
-
-
-def _is_file(text: str) -> bool:
-    from posttrain.data.locations import looks_local
-
-    return looks_local(text, Path.cwd())
 
 
 def _of_task(name: str, task: str) -> Queries:

@@ -18,6 +18,7 @@ from typing import Any
 from posttrain.errors import GateMissed, PosttrainError, Problem
 from posttrain.evaluation.suites.stage import suite_problems
 from posttrain.model.artifacts import RunDir, faults_of, is_complete, read_json, seal, write_json, write_text
+from posttrain.model.lock import alone
 from posttrain.recipe.fingerprint import dependencies_of, dump_resolved, fingerprint_difference, recipe_fingerprint
 from posttrain.recipe.load import LoadedRecipe
 from posttrain.recipe.references import kinds_of
@@ -28,7 +29,6 @@ from posttrain.run import engine
 from posttrain.run.context import context_of, root_spec
 from posttrain.run.environment import environment
 from posttrain.run.gates import missed
-from posttrain.run.lock import alone
 from posttrain.run.machines import check_machines, follow, leading, machine_rank
 from posttrain.run.output import check_directory_to_write
 from posttrain.run.prepare import prepare
@@ -139,6 +139,8 @@ def run_stage(context: StageContext) -> None:
             context.dir.data.mkdir(parents=True, exist_ok=True)
             funnel = stage.build_data(context)
             seal(context.dir.data, funnel=funnel, seconds=time.monotonic() - began)
+        elif not is_complete(context.dir.model):
+            stage.mend_data(context)
         if not is_complete(context.dir.model):
             engine.train(context, root_spec(context.recipe, context.name))
         if not context.dir.evaluation.exists():
