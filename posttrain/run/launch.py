@@ -102,6 +102,7 @@ def launch_environment(engine: EngineSpec, directory: Path) -> dict[str, str]:
     # What DeepSpeed builds on first use, it builds with the ninja that is installed beside this python.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on speed, once a process
+    environment.setdefault("PYTHONFAULTHANDLER", "1")  # where a process stood that a fault of native code ended
     if engine.cpu:
         # Not $ACCELERATE_USE_CPU: with it, accelerate drops DeepSpeed in silence. The trainer's `use_cpu` is enough.
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
