@@ -23,6 +23,7 @@ from posttrain.rl.queries import QuerySources
 from posttrain.sft.fusion import Flags, Fusion, MultiTurn
 from posttrain.sft.rejection_sampling import RejectionSampling
 from posttrain.sft.response_filters import ResponseFilters
+from posttrain.sft.routing import check_routes
 from posttrain.sft.sources import Filters, SampleSource
 from posttrain.sft.stage import SftStage
 from posttrain.templates.families import FAMILIES, Kind, Mode
@@ -169,6 +170,7 @@ class OffPolicyDistillationStage(Stage):
         return self.as_sft().result_kind(start_kind)
 
     def check_outside(self, context: StageContext) -> None:
+        check_routes(context)
         self.as_sft().check_outside(context)
         if self.logits is not None and not is_complete(context.dir.data):
             from posttrain.distill.teacher import check_teachers

@@ -21,6 +21,7 @@ from posttrain.recipe.teacher import each_teacher
 from posttrain.rl.health import Health
 from posttrain.rl.modes import LACKING
 from posttrain.rl.stage import ON_POLICY_SAMPLING, RolloutStage, enough_rows
+from posttrain.sft.routing import check_routes
 from posttrain.templates.families import FAMILIES, Kind, Mode
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class OnPolicyDistillationStage(RolloutStage):
         from posttrain.distill.cache_stage import check_stored
         from posttrain.distill.teacher import check_teachers
 
+        check_routes(context)
         check_teachers(context, self.top_k)
         if self.off_policy is not None:
             check_stored(context, self.off_policy.stage)

@@ -19,12 +19,13 @@ from posttrain.distill.buckets import TopK
 from posttrain.distill.cache_write import Asked, Span
 from posttrain.distill.teacher import PROBES, check_tokenizers
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.endpoint import Endpoint
+from posttrain.model.endpoint import Endpoint, ask_together
 from posttrain.model.http import Reply
 from posttrain.recipe.endpoint import EndpointSpec
 
 SAMPLED = 400
 """Entries whose texts are tried on the server's tokenizer, beside the probes."""
+PATH = "completions"
 LOWEST = -1e4
 SURE = 1e-7
 """A mass of all other entries below this is the rounding of what the server tells, in single precision."""
@@ -38,7 +39,7 @@ class ServedTeacher:
     """
 
     def __init__(self, spec: EndpointSpec, *, entries: int, top_k: int) -> None:
-        self._endpoint = Endpoint(spec, who="the teacher")
+        self.endpoint = Endpoint(spec, who="the teacher")
         self._entries, self._top_k = entries, min(top_k, entries)
         self.tokens = 0
         """Tokens asked about, so far."""
@@ -52,15 +53,15 @@ class ServedTeacher:
         Raises:
             PosttrainError: it is not, has not, or does not.
         """
-        self._endpoint.check()
-        own = self._endpoint.spec.tokenizer
+        self.endpoint.check()
+        own = self.endpoint.spec.tokenizer
         if own is not None:
             from posttrain.model.policy import load_tokenizer
 
             check_tokenizers(tokenizer, load_tokenizer(own), own)
         for text in [*PROBES, *_texts(tokenizer)]:
             ours = tokenizer(text, add_special_tokens=False).input_ids
-            theirs = self._endpoint.tokenize(text)
+            theirs = self.endpoint.tokenize(text)
             if ours != theirs:
                 pairs = enumerate(itertools.zip_longest(ours, theirs))
                 at, (one, other) = next((at, pair) for at, pair in pairs if pair[0] != pair[1])
@@ -85,40 +86,28 @@ class ServedTeacher:
         The server is asked about the next batches meanwhile, `concurrency` sequences at once, and what it tells is
         read as it comes: a sequence's entries are megabytes of JSON.
         """
-        parts: dict[int, list[TopK | None]] = {}  # of a batch
-        missing: dict[int, int] = {}  # sequences of a batch
-        places: dict[int, tuple[int, int, Sequence[int], Sequence[Span]]] = {}
-        numbers = itertools.count()
+        batches = _Batches(self, asked)
+        for reply in self.endpoint.ask(PATH, batches.bodies()):
+            yield from batches.take(reply)
+        yield from batches.rest()
 
-        def bodies() -> Iterator[dict[str, Any]]:
-            for batch, (sequences, spans) in enumerate(asked):
-                wanted = [(sequence, own) for sequence, own in zip(sequences, spans, strict=True) if own]
-                parts[batch], missing[batch] = [None] * len(wanted), len(wanted)
-                for at, (sequence, own) in enumerate(wanted):
-                    places[next(numbers)] = batch, at, sequence, own
-                    yield {
-                        "prompt": list(sequence),
-                        "max_tokens": 1,
-                        "temperature": 0.0,
-                        "prompt_logprobs": self._top_k,
-                    }
+    def body(self, sequence: Sequence[int]) -> dict[str, Any]:
+        """The request for what it says of a sequence."""
+        return {"prompt": list(sequence), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self._top_k}
 
-        following = 0
-        for reply in self._endpoint.ask("completions", bodies()):
-            batch, at, sequence, own = places.pop(reply.place)
-            told = self._told(reply, len(sequence))
-            parts[batch][at] = self._read(told, sequence, [place for start, end in own for place in range(start, end)])
-            missing[batch] -= 1
-            self.tokens += len(sequence)
-            while missing.get(following) == 0:
-                yield self._whole(parts.pop(following))
-                following += 1
-        for batch in sorted(parts):  # nothing was asked about these
-            yield self._whole(parts[batch])
+    def read(self, reply: Reply, sequence: Sequence[int], spans: Sequence[Span]) -> TopK:
+        """What it said of the spans of a sequence.
 
-    def _whole(self, parts: Sequence[TopK | None]) -> TopK:
-        own = [part for part in parts if part is not None]
-        return TopK.concatenate(own or [top_of([], entries=self._entries, k=self._top_k)])
+        Raises:
+            PosttrainError: it refused, or what it says is no distribution of these tokens.
+        """
+        self.tokens += len(sequence)
+        places = [place for start, end in spans for place in range(start, end)]
+        return self._read(self._told(reply, len(sequence)), sequence, places)
+
+    def nothing(self) -> TopK:
+        """What it says of no place at all."""
+        return top_of([], entries=self._entries, k=self._top_k)
 
     def _told(self, reply: Reply, length: int) -> list[Any]:
         """What the server says of a sequence, position by position; None at the first."""
@@ -159,7 +148,59 @@ class ServedTeacher:
 
     @property
     def _named(self) -> str:
-        return f"the teacher at {self._endpoint.spec.endpoint}"
+        return f"the teacher at {self.endpoint.spec.endpoint}"
+
+
+class _Batches:
+    """Batches of sequences that a served teacher is asked about, put together from its replies in any order."""
+
+    def __init__(self, teacher: ServedTeacher, asked: Iterable[Asked]) -> None:
+        self._teacher, self._asked = teacher, asked
+        self._parts: dict[int, list[TopK | None]] = {}  # of a batch
+        self._missing: dict[int, int] = {}  # sequences of a batch
+        self._places: dict[int, tuple[int, int, Sequence[int], Sequence[Span]]] = {}  # of a request
+        self._following = 0  # the batch that is given next
+
+    def bodies(self) -> Iterator[dict[str, Any]]:
+        """The requests, read only as far as they are sent."""
+        numbers = itertools.count()
+        for batch, (sequences, spans) in enumerate(self._asked):
+            wanted = [(sequence, own) for sequence, own in zip(sequences, spans, strict=True) if own]
+            self._parts[batch], self._missing[batch] = [None] * len(wanted), len(wanted)
+            for at, (sequence, own) in enumerate(wanted):
+                self._places[next(numbers)] = batch, at, sequence, own
+                yield self._teacher.body(sequence)
+
+    def take(self, reply: Reply) -> Iterator[TopK]:
+        """Take a reply; the batches that are whole with it, in order."""
+        batch, at, sequence, own = self._places.pop(reply.place)
+        self._parts[batch][at] = self._teacher.read(reply, sequence, own)
+        self._missing[batch] -= 1
+        while self._missing.get(self._following) == 0:
+            yield self._whole(self._parts.pop(self._following))
+            self._following += 1
+
+    def rest(self) -> Iterator[TopK]:
+        """The batches at the end that nothing was asked about."""
+        for batch in sorted(self._parts):
+            yield self._whole(self._parts[batch])
+
+    def _whole(self, parts: Sequence[TopK | None]) -> TopK:
+        return TopK.concatenate([part for part in parts if part is not None] or [self._teacher.nothing()])
+
+
+def told_together(asked: Sequence[tuple[ServedTeacher, Asked]]) -> list[TopK]:
+    """What several served teachers say, each of its own batch, asked at the same time.
+
+    Raises:
+        PosttrainError: as `ServedTeacher`.
+    """
+    batches = [_Batches(teacher, [own]) for teacher, own in asked]
+    whole: list[list[TopK]] = [[] for _ in asked]
+    servers = zip(asked, batches, strict=True)
+    for place, reply in ask_together([(teacher.endpoint, PATH, own.bodies()) for (teacher, _), own in servers]):
+        whole[place] += batches[place].take(reply)
+    return [TopK.concatenate([*found, *own.rest()]) for found, own in zip(whole, batches, strict=True)]
 
 
 def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: int) -> TopK:

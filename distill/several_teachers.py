@@ -1,7 +1,7 @@
 """On-policy distillation from several teachers, or from served ones: each sample is taught by its own.
 
 A model here is compared on the full vocabulary, a served one on the entries that it tells and one bucket for all
-others. Served teachers are asked once a generation batch, about all of its tokens, with all requests in flight.
+others. Served teachers are asked once a generation batch, about all of its tokens, all of them at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from posttrain.distill.buckets import TopK
 from posttrain.distill.divergence import Divergence, divergence, top_k_divergence
 from posttrain.distill.heads import whole_head
-from posttrain.distill.served_teacher import ServedTeacher, spans_of
+from posttrain.distill.served_teacher import ServedTeacher, spans_of, told_together
 from posttrain.distill.tiles import Projection
 from posttrain.distill.trainer import StudentTrainer
 from posttrain.rl.rollouts import size_outside_embeddings
@@ -46,11 +46,14 @@ class SeveralTeachersTrainer(StudentTrainer):
         """What served teachers say of a batch: `told_ids`, `told_log_probs` (B, C, K) and `told_tail` (B, C)."""
         chosen_B_C = _chosen(output)
         told: dict[str, torch.Tensor] = {}
-        for number, teacher in enumerate(self._teachers):
-            if not isinstance(teacher, ServedTeacher):
-                continue
+        served = {number: one for number, one in enumerate(self._teachers) if isinstance(one, ServedTeacher)}
+        if not served:
+            return told
+        asked = []
+        for number, teacher in served.items():
             rows = (output["teacher"] == number).nonzero().flatten().tolist()
-            top = teacher(*_sequences(output, chosen_B_C, rows))
+            asked.append((teacher, _sequences(output, chosen_B_C, rows)))
+        for number, top in zip(served, told_together(asked), strict=True):
             if not told:
                 shape = (*chosen_B_C.shape, top.ids.shape[1])
                 told = {"told_ids": torch.zeros(shape, dtype=torch.long), "told_log_probs": torch.zeros(shape)}

@@ -193,13 +193,28 @@ def test_markers_that_the_student_will_be_given_are_no_difference(models: Path, 
 
 @pytest.mark.parametrize(
     ("text", "said_of_it"),
-    [("", "no row in it"), ("nonsense\n", "no row in it"), ('{"question": "a", "answer": 1}\n', "a single row")],
+    [
+        ("", "no row in it"),
+        ("nonsense\n", "no row in it"),
+        ('{"question": "a", "answer": 1}\n', "a single row"),
+        ('{"question": "a", "answer": 1}\n' * 9, "the same question stands in all of its 9 rows"),
+    ],
 )
 def test_a_file_without_rows_to_learn_from_is_refused(models: Path, tmp_path: Path, text: str, said_of_it: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(PosttrainError, match=said_of_it):
         write_distillation(asked(models, tmp_path, data=[str(path)]))
+
+
+def test_a_question_that_stands_there_often_counts_once(models: Path, tmp_path: Path) -> None:
+    """Reserved questions leave the training rows wherever they stand: three of three would leave nothing."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"question": "What is {n}+1?", "answer": {n + 1}}}\n' for n in range(3)) * 10)
+    file, _ = write_distillation(asked(models, tmp_path, data=[str(path)]))
+    recipe = load_recipe(file).recipe
+    assert recipe.data["rows"].reserve == 1 and "of about 3 questions" in file.read_text()
+    assert recipe.stages["on_policy"].train["per_device_train_batch_size"] == 1
 
 
 def test_rows_whose_answer_is_missing_choose_no_verifier(models: Path, tmp_path: Path) -> None:
@@ -218,6 +233,16 @@ def test_names_of_files_are_texts_to_the_recipe(models: Path, tmp_path: Path, na
     recipe = load_recipe(file).recipe
     (spec,) = recipe.data.values()
     assert recipe.name == "2026" and spec.path == str(path) and list(recipe.data) == recipe.evaluation.data
+
+
+def test_a_student_in_a_gguf_file_is_named_as_one_and_a_teacher_in_one_is_refused(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    path.touch()
+    file, _ = write_distillation(asked(models, tmp_path, student=str(path)))
+    model = load_recipe(file).recipe.model
+    assert (model.path, model.gguf_file) == (str(tmp_path), "small.gguf")
+    with pytest.raises(PosttrainError, match="a teacher is a directory with safetensors, or served"):
+        write_distillation(asked(models, tmp_path, teacher=str(path), output=tmp_path / "other"))
 
 
 def test_paths_begin_where_the_command_is_given(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from posttrain.distill.agreement import measure
 from posttrain.distill.cache import LogprobCache
 from posttrain.distill.cache_stage import open_teacher
 from posttrain.distill.cache_write import fill
-from posttrain.distill.served_teacher import ServedTeacher, spans_of, top_of
+from posttrain.distill.served_teacher import ServedTeacher, spans_of, told_together, top_of
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
@@ -279,6 +279,30 @@ def test_the_next_batches_are_asked_about_meanwhile_and_told_in_order() -> None:
         told = [top.ids.flatten().tolist() for top in teacher.stream(batches)]
     assert told == [[0, 0, 1], [], *([number, number, number + 1] for number in range(2, 16, 2))]
     assert len(it.asked) == 16 and teacher.tokens == 8 * 5
+
+
+def test_several_servers_are_asked_at_the_same_time() -> None:
+    """None of them answers before every sequence has come to its own."""
+    together = threading.Barrier(5)
+
+    def answering(first: int) -> Callable[[str, dict[str, Any]], Any]:
+        def answer(path: str, body: dict[str, Any]) -> Any:
+            together.wait(timeout=20)
+            said = ({str(token): {"logprob": -9.0}, str(first): {"logprob": -0.5}} for token in body["prompt"][1:])
+            return {"choices": [{"prompt_logprobs": [None, *said]}]}
+
+        return answer
+
+    with scripted(answering(40)) as one, scripted(answering(41)) as other, scripted(answering(42)) as idle:
+        teachers = [ServedTeacher(endpoint(it.url), entries=50, top_k=1) for it in (one, other, idle)]
+        asked = [
+            ([[1, 2, 3], [4, 5]], [[(1, 3)], [(1, 2)]]),
+            ([[n, n + 1] for n in (6, 7, 8)], [[(1, 2)]] * 3),
+            ([], []),
+        ]
+        told = told_together(list(zip(teachers, asked, strict=True)))
+    assert [top.ids.flatten().tolist() for top in told] == [[40] * 3, [41] * 3, []]
+    assert (len(one.asked), len(other.asked), len(idle.asked)) == (2, 3, 0)
 
 
 def test_runs_of_chosen_tokens() -> None:

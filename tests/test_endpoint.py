@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.errors import PosttrainError
-from posttrain.model.endpoint import Endpoint
+from posttrain.model.endpoint import Endpoint, ask_together
 from posttrain.recipe.endpoint import EndpointSpec
 from tests.scripted_server import Hangup, said, scripted, slowly
 
@@ -188,6 +188,27 @@ def test_what_was_answered_is_handed_out_before_the_error() -> None:
     asked = {int(body["messages"][0]["content"]) for _, body, _ in it.asked}
     assert set(got) == asked - {5}  # whatever was sent is waited for
     assert len(asked) < 20  # nothing more is sent
+
+
+def test_a_server_that_fails_for_good_ends_what_others_are_asked() -> None:
+    failed = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        failed.wait(timeout=20)
+        return slowly(0.2, echo(path, body))  # the failure is read first
+
+    def fail(path: str, body: dict[str, Any]) -> Any:
+        failed.set()
+        return 401, {"error": "no"}
+
+    with scripted(answer) as sound, scripted(fail) as broken:
+        models = [Endpoint(spec(it.url, concurrency=2)) for it in (sound, broken)]
+        came: list[tuple[int, str]] = []
+        with pytest.raises(PosttrainError, match=f"{broken.url} refuses the key"):
+            for place, reply in ask_together([(model, CHAT, bodies(8)) for model in models]):
+                came += [(place, text) for text in texts([reply])]
+    assert sorted(came) == [(0, "0"), (0, "1")]  # those in flight
+    assert len(sound.asked) == 2
 
 
 def test_a_refused_request_is_one_among_others() -> None:

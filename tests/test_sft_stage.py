@@ -147,6 +147,9 @@ def test_nothing_left_names_the_filter_and_writes_the_funnel(run: RunDir) -> Non
     with pytest.raises(PosttrainError, match=r"no sample left(.|\n)*guessing dropped 5\d of 5\d: too_short") as raised:
         build(context)
     assert Path(raised.value.problems[0].where).exists()
+    cut = {"queries": "problems", "from": "base", "samples": 1, "keep": 1, "mode": "thinking", "max_new_tokens": 2}
+    with pytest.raises(PosttrainError, match=r"usable dropped(.|\n)*truncated(.|\n)*raise `max_new_tokens`"):
+        build(context_of(recipe_of({"cut": sft({"rejection_sampling": cut})}), run, "cut"))
     with pytest.raises(PosttrainError, match="no sample is in mode thinking"):
         build(
             context_of(

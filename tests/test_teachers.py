@@ -14,12 +14,15 @@ from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import build_policy
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.recipe.fingerprint import recipe_fingerprint
+from posttrain.recipe.kinds import stage_class
 from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import ModelSpec, Recipe, TrainedTokenizer
+from posttrain.recipe.stage import Stage
 from posttrain.recipe.teacher import Teachers, in_words
 from posttrain.run.context import context_of
 from posttrain.run.pipeline import run_recipe
 from posttrain.run.prepare import prepare
+from posttrain.sft.routing import check_routes
 from posttrain.templates.families import get_family
 from tests.scripted_server import said, scripted
 
@@ -125,6 +128,28 @@ def test_every_query_is_asked_of_its_own_teacher(tmp_path: Path) -> None:
         assert says == ("2nd" if row["messages"][0]["content"].startswith("Say") else "of the first")
 
 
+def test_several_servers_answer_at_the_same_time(tmp_path: Path) -> None:
+    """Neither answers before the other one is asked."""
+    asked = {name: threading.Event() for name in ("big", "small")}
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        asked[body["model"]].set()
+        assert all(one.wait(timeout=20) for one in asked.values()), "one server waits for the other"
+        return said(f"of the {body['model']}")
+
+    with scripted(answer) as first, scripted(answer) as second:
+        by_task = {"exact": {"endpoint": second.url, "model": "small", "patience": 0}}
+        teachers = {"by_task": by_task, "default": {"endpoint": first.url, "model": "big", "patience": 0}}
+        recipe = loaded(tmp_path, teachers)
+        run = RunDir(tmp_path / "run")
+        prepare(recipe, run, tmp_path)
+        first.models, second.models = ["big"], ["small"]
+        context = context_of(recipe, run, "student", quiet=True)
+        recipe.stages["student"].build_data(context)
+    rows = [json.loads(line) for line in (context.dir.data / "samples.jsonl").read_text().splitlines()]
+    assert {row["messages"][-1]["content"] for row in rows} == {"of the big", "of the small"}
+
+
 def test_a_server_is_asked_in_both_modes_and_for_all_data_at_once(tmp_path: Path) -> None:
     short = threading.Event()
 
@@ -156,8 +181,28 @@ def test_a_query_without_a_teacher_is_told_before_any_is_asked(tmp_path: Path) -
         recipe = loaded(tmp_path, {"by_task": {"arithmetic": {"endpoint": it.url, "model": "teacher"}}})
         run = RunDir(tmp_path / "run")
         prepare(recipe, run, tmp_path)
+        context = context_of(recipe, run, "student", quiet=True)
+        for stage in (recipe.stages["student"], on_policy(recipe)):
+            with pytest.raises(PosttrainError, match="3 of task `exact`"):
+                stage.check_outside(context)
         with pytest.raises(PosttrainError, match="3 of task `exact`"):
-            recipe.stages["student"].build_data(context_of(recipe, run, "student", quiet=True))
+            recipe.stages["student"].build_data(context)
+        assert not it.asked
+
+
+def on_policy(recipe: Recipe) -> Stage:
+    """The recipe's stage as an on-policy one."""
+    given = {"teacher": recipe.stages["student"].teacher, "queries": {"from": ["sums", "rows"]}}
+    return stage_class("on_policy_distillation").model_validate(given)
+
+
+def test_a_task_that_no_query_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Misspelled, its queries would all go to the default."""
+    recipe = loaded(tmp_path, {"by_task": {"arithmetics": "org/one"}, "default": "org/two"})
+    run = RunDir(tmp_path / "run")
+    prepare(recipe, run, tmp_path)
+    check_routes(context_of(recipe, run, "student", quiet=True))
+    assert "no query is of task `arithmetics`" in caplog.text and "there are `arithmetic`, `exact`" in caplog.text
 
 
 def test_a_run_whose_teacher_is_down_begins_nothing(tmp_path: Path) -> None:

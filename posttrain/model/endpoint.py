@@ -112,19 +112,18 @@ class Endpoint:
         Raises:
             PosttrainError: a request failed for good. What others were answered is handed out before.
         """
+        for _, reply in ask_together([(self, path, bodies)]):
+            yield reply
+
+    def fly(self, path: str, bodies: Iterable[Mapping[str, Any]], wake: asyncio.Event) -> _Flight:
+        """The requests in flight, of which none is sent yet; `wake` is set whenever one ends."""
         self._check_key()
         url = f"{self.root}{path}" if path.startswith("/") else f"{self.spec.endpoint}/{path}"
-        with asyncio.Runner() as runner:
-            flight = _Flight(self, url, enumerate(bodies))
-            try:
-                while done := runner.run(flight.step()):
-                    yield from done
-            finally:
-                with contextlib.suppress(RuntimeError):  # the loop is gone where the interpreter is ending
-                    runner.run(flight.end())
-            if flight.fault is not None:
-                tried = f" (tried for {self.spec.patience:g} s)" if flight.fault.again else ""
-                raise self._problem(flight.fault, tried=tried)
+        return _Flight(self, url, enumerate(bodies), wake)
+
+    def failed(self, fault: Fault) -> PosttrainError:
+        """The error that a request comes to which failed for good."""
+        return self._problem(fault, tried=f" (tried for {self.spec.patience:g} s)" if fault.again else "")
 
     async def reply(self, session: aiohttp.ClientSession, url: str, place: int, body: Mapping[str, Any]) -> Reply:
         """One request, tried until it is answered, refused, or patience is spent."""
@@ -177,55 +176,102 @@ class Endpoint:
         return PosttrainError(Problem(f"{self._named} {fault.what}{tried}", remedy=fault.remedy))
 
 
-class _Flight:
-    """Requests in flight: as many as there is room for, a new one as soon as one ends.
+Asked = tuple[Endpoint, str, Iterable[Mapping[str, Any]]]
+"""A model, and path and bodies as `Endpoint.ask` takes them."""
 
-    The event loop runs inside `step` alone. What is asked between two steps (a reply parsed and written down) takes
-    milliseconds at most, and the server's next answers wait in the sockets.
+
+def ask_together(asked: Sequence[Asked]) -> Iterator[tuple[int, Reply]]:
+    """Ask several models at the same time, each as `Endpoint.ask` does: replies, each with the place of its model.
+
+    The event loop runs inside a step alone. What is done between two steps (a reply parsed and written down) takes
+    milliseconds at most, and the servers' next answers wait in the sockets.
+
+    Raises:
+        PosttrainError: a request failed for good; none is sent after it to any of them.
     """
+    with asyncio.Runner() as runner:
+        wake = asyncio.Event()
+        flights = [endpoint.fly(path, bodies, wake) for endpoint, path, bodies in asked]
+        try:
+            while done := runner.run(_step(flights, wake)):
+                yield from done
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is gone where the interpreter is ending
+                runner.run(_end(flights))
+        for (endpoint, _, _), flight in zip(asked, flights, strict=True):
+            if flight.fault is not None:
+                raise endpoint.failed(flight.fault)
 
-    def __init__(self, endpoint: Endpoint, url: str, waiting: Iterator[tuple[int, Mapping[str, Any]]]) -> None:
-        self._endpoint, self._url, self._waiting = endpoint, url, waiting
+
+async def _step(flights: Sequence[_Flight], wake: asyncio.Event) -> list[tuple[int, Reply]]:
+    """Replies that came, at least one; [] once there is nothing to wait for."""
+    for flight in flights:
+        flight.fill()
+    replies: list[tuple[int, Reply]] = []
+    while not replies and any(flight.flying for flight in flights):
+        await wake.wait()
+        wake.clear()
+        for place, flight in enumerate(flights):
+            replies += [(place, reply) for reply in flight.land()]
+        if any(flight.fault is not None for flight in flights):
+            for flight in flights:
+                flight.open = False
+        for flight in flights:
+            flight.fill_later()
+    await asyncio.sleep(0)  # what is asked next is on its way before anybody looks at the replies
+    return replies
+
+
+async def _end(flights: Sequence[_Flight]) -> None:
+    for flight in flights:
+        await flight.end()
+
+
+class _Flight:
+    """Requests in flight: as many as there is room for, a new one as soon as one ends."""
+
+    def __init__(
+        self, endpoint: Endpoint, url: str, waiting: Iterator[tuple[int, Mapping[str, Any]]], wake: asyncio.Event
+    ) -> None:
+        self._endpoint, self._url, self._waiting, self._wake = endpoint, url, waiting, wake
         self._session: aiohttp.ClientSession | None = None
-        self._flying: set[asyncio.Task[Reply]] = set()
+        self.flying: set[asyncio.Task[Reply]] = set()
         self._landed: list[asyncio.Task[Reply]] = []
-        self._wake = asyncio.Event()
         self._unreadable: Exception | None = None  # what reading the next request raised
+        self.open = True
+        """Whether further requests are sent."""
         self.fault: Fault | None = None
-        """The first request that failed for good; none is sent after it."""
+        """The first request that failed for good."""
 
-    async def step(self) -> list[Reply]:
-        """Replies that came, at least one; [] once there is nothing to wait for."""
+    def land(self) -> Iterator[Reply]:
+        """The replies that came since the last time."""
+        landed, self._landed = self._landed, []
+        for task in landed:
+            self.flying.remove(task)
+            try:
+                yield task.result()
+            except Fault as fault:
+                self.fault = self.fault or fault
+
+    def fill_later(self) -> None:
+        """`fill`; what reading a request raises is told at the next one, once what came is handed out."""
+        try:
+            self.fill()
+        except Exception as error:
+            self._unreadable = error
+
+    def fill(self) -> None:
+        """Send as many requests as there is room for."""
         if self._unreadable is not None:
             raise self._unreadable
-        replies: list[Reply] = []
-        self._fill()
-        while self._flying and not replies:
-            await self._wake.wait()
-            self._wake.clear()
-            landed, self._landed = self._landed, []
-            for task in landed:
-                self._flying.remove(task)
-                try:
-                    replies.append(task.result())
-                except Fault as fault:
-                    self.fault = self.fault or fault
-            try:
-                self._fill()
-            except Exception as error:  # told once what came is handed out
-                self._unreadable = error
-        await asyncio.sleep(0)  # what is asked next is on its way before anybody looks at the replies
-        return replies
-
-    def _fill(self) -> None:
-        while self.fault is None and len(self._flying) < self._endpoint.spec.concurrency:
+        while self.open and len(self.flying) < self._endpoint.spec.concurrency:
             following = next(self._waiting, None)
             if following is None:
                 return
             if self._session is None:
                 self._session = open_session(self._endpoint.spec, self._endpoint.spec.timeout)
             task = asyncio.create_task(self._endpoint.reply(self._session, self._url, *following))
-            self._flying.add(task)
+            self.flying.add(task)
             task.add_done_callback(self._land)
 
     def _land(self, task: asyncio.Task[Reply]) -> None:
@@ -234,8 +280,8 @@ class _Flight:
 
     async def end(self) -> None:
         """Give up what is in flight."""
-        for task in self._flying:
+        for task in self.flying:
             task.cancel()
-        await asyncio.gather(*self._flying, return_exceptions=True)
+        await asyncio.gather(*self.flying, return_exceptions=True)
         if self._session is not None:
             await self._session.close()

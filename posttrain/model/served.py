@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
-from posttrain.model.endpoint import Endpoint
+from posttrain.model.endpoint import Endpoint, ask_together
 from posttrain.model.generation import Completion, Prompt, seed_of
 from posttrain.model.http import Reply
 from posttrain.model.served_messages import read_call, sent_messages
@@ -86,7 +86,8 @@ class ServedGenerator:
 
     def stream(self, asked: Iterable[tuple[Prompt, int]]) -> Iterator[tuple[int, Completion]]:
         """Completions as they come, each with the number of its prompt."""
-        return stream_together((self, prompt) for prompt, _ in asked)
+        for _, number, completion in stream_together([((self, prompt) for prompt, _ in asked)]):
+            yield number, completion
 
     def tell_refused(self) -> None:
         """Log how many prompts were too long, if any were."""
@@ -189,29 +190,48 @@ class ServedGenerator:
         )
 
 
-def stream_together(asked: Iterable[tuple[ServedGenerator, Prompt]]) -> Iterator[tuple[int, Completion]]:
-    """Completions as they come, each with the number of its prompt, of one server.
+Asked = Iterable[tuple[ServedGenerator, Prompt]]
+"""Prompts for one server, whose requests in flight they share; each with the generator that says how it is sampled."""
+
+
+def stream_together(asked: Sequence[Asked]) -> Iterator[tuple[int, int, Completion]]:
+    """Completions of several servers as they come, each with the place of its list and the number of its prompt there.
 
     Args:
-        asked: prompts, each with the generator whose sampling and length it gets. All share the requests in flight.
+        asked: a list of prompts for each server.
     """
-    first = next(iterator := iter(asked), None)
-    if first is None:
-        return
-    waiting: dict[int, tuple[ServedGenerator, Prompt]] = {}
-    asking: dict[ServedGenerator, None] = {}
+    asking = [_Asking(place, one) for place, one in enumerate(asked)]
+    asking = [one for one in asking if one.first is not None]
+    for at, reply in ask_together([(one.endpoint, "chat/completions", one.bodies()) for one in asking]):
+        yield asking[at].place, reply.place, asking[at].completion(reply)
+    for generator in dict.fromkeys(generator for one in asking for generator in one.generators):
+        generator.tell_refused()
 
-    def bodies() -> Iterator[dict[str, Any]]:
-        for number, (generator, prompt) in enumerate(itertools.chain([first], iterator)):
-            waiting[number] = generator, prompt
-            asking[generator] = None
+
+class _Asking:
+    """What one server is asked."""
+
+    def __init__(self, place: int, asked: Asked) -> None:
+        self.place, self._iterator = place, iter(asked)
+        self.first = next(self._iterator, None)
+        self.generators: dict[ServedGenerator, None] = {}
+        self._waiting: dict[int, tuple[ServedGenerator, Prompt]] = {}
+
+    @property
+    def endpoint(self) -> Endpoint:
+        assert self.first is not None
+        return self.first[0].endpoint
+
+    def bodies(self) -> Iterator[dict[str, Any]]:
+        assert self.first is not None
+        for number, (generator, prompt) in enumerate(itertools.chain([self.first], self._iterator)):
+            self._waiting[number] = generator, prompt
+            self.generators[generator] = None
             yield generator.body(prompt)
 
-    for reply in first[0].endpoint.ask("chat/completions", bodies()):
-        generator, prompt = waiting.pop(reply.place)
-        yield reply.place, generator.completion(prompt, reply)
-    for generator in asking:
-        generator.tell_refused()
+    def completion(self, reply: Reply) -> Completion:
+        generator, prompt = self._waiting.pop(reply.place)
+        return generator.completion(prompt, reply)
 
 
 def _fields(sampling: Sampling) -> dict[str, Any]:

@@ -150,9 +150,10 @@ def _model_directory_faults(
     elif not path.exists():
         yield _missing(text, loc, made_by)
     elif path.is_file():
-        remedy = (
-            f"write path: {path.parent} and gguf_file: {path.name}" if path.suffix == ".gguf" else "name its folder"
-        )
+        remedy = "name its folder"
+        if path.suffix == ".gguf":
+            remedy = f"write path: {path.parent} and gguf_file: {path.name}"
+            remedy = "a teacher is a directory with safetensors, or served" if "teacher" in loc else remedy
         yield Fault(loc, f"{path} is a file, not a model's directory", remedy=remedy)
     elif gguf is not None and not (path / gguf).is_file():
         yield _missing(str(path / gguf), (*loc[:-1], "gguf_file"))

@@ -109,6 +109,8 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
     tokens = _tokens(asked)
     family, why_family = _family(asked)
     rows = sum(one.rows - one.reserve for one in data)
+    student = Path(asked.student)
+    gguf = student.name if student.suffix == ".gguf" else ""
     batch = max(1, min(BATCH, rows // 2))
     accumulation = max(1, min(ACCUMULATION, rows // (4 * batch)))
     values = {
@@ -118,8 +120,9 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         "name": name,
         "teacher": json.dumps(as_written(teacher, folder)),
         "teacher_words": teacher_words,
-        "student": json.dumps(as_written(asked.student, folder)),
-        "student_words": Path(asked.student).name,
+        "student": json.dumps(as_written(str(student.parent) if gguf else asked.student, folder)),
+        "gguf": json.dumps(gguf) if gguf else "",
+        "student_words": student.name,
         "family": family.name,
         "why_family": why_family,
         "data": data,

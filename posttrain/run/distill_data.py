@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain.data.locations import looks_local
 from posttrain.errors import PosttrainError, Problem
+from posttrain.tasks.task import text_key
 
 PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input")
 ANSWERS = ("answer", "final_answer", "solution", "target", "label")
@@ -31,7 +32,7 @@ class Queries:
         path: as written in the recipe, or "" for a task.
         map: columns under other names.
         why: how the verifier was chosen.
-        rows: how many there are, about.
+        rows: how many there are, about, each question counted once.
     """
 
     name: str
@@ -95,13 +96,17 @@ def _of_file(name: str, text: str, verifier: str | None, folder: Path) -> Querie
         what = f"{missing}; the columns are {', '.join(columns)}"
         raise PosttrainError(Problem(what, text, remedy=f"call it one of {names}, or write a recipe with `map`"))
     wanted = {"prompt": prompt, "answer": answer}
-    if count < 2:
+    different = len({text_key(str(row.get(prompt))) for row in rows})
+    if different < 2:
+        what = "a single row is in it" if count < 2 else f"the same question stands in all of its {count} rows"
         why = "the evaluation reserves one, and none is left to train on"
-        raise PosttrainError(Problem("a single row is in it", text, why, "give more queries with answers"))
+        raise PosttrainError(Problem(what, text, why, "give more queries with answers"))
     given = [row[answer] for row in rows if row.get(answer) not in (None, "")]
     chosen, why = (verifier, "as asked") if verifier else verifier_for(given)
     mapped = {ours: theirs for ours, theirs in wanted.items() if ours != theirs}
-    return Queries(name, count, as_written(text, folder), map=mapped, verifier=chosen, why=why)
+    return Queries(
+        name, round(count * different / len(rows)), as_written(text, folder), map=mapped, verifier=chosen, why=why
+    )
 
 
 def _first_rows(text: str) -> tuple[list[dict[str, Any]], int]:

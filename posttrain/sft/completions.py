@@ -1,4 +1,4 @@
-"""Completions of a list of queries, kept while they come: generated once, read as often as wanted.
+"""Completions of a list of queries, kept while they come.
 
 They are written chunk by chunk, each from its own seed and complete or absent, so a killed build goes on after the last
 whole chunk and ends with the same completions. A served model answers many requests at once and in any order
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from posttrain.data.funnel import json_line
 from posttrain.model.artifacts import write_text
@@ -112,8 +112,9 @@ class Completions:
         sampler = self._open()
         chunks = ((sampler, self._chunk(*place)) for place in missing)
         if isinstance(sampler, StreamingSampler):
-            stream = sampler.stream
-            _stream(lambda asking: stream((prompt, seed) for _, prompt, seed in asking), chunks, advance)
+            kept = _Kept(chunks, advance)
+            for number, completion in sampler.stream((prompt, seed) for _, prompt, seed in kept.asking()):
+                kept.take(number, completion)
         else:
             for _, chunk in chunks:
                 done = sampler(chunk.prompts, seed=chunk.seed, progress=advance)
@@ -234,7 +235,7 @@ class Chunk:
 
 
 def generate_together(lists: Iterable[Completions], advance: Callable[[int], None] = lambda done: None) -> None:
-    """Generate what is missing of all of these, which servers answer (`Completions.endpoint`), server after server.
+    """Generate what is missing of all of these, which servers answer (`Completions.endpoint`), all servers at once.
 
     What one server is asked shares its requests in flight, so that the end of a list leaves none of them unused.
     Thinking goes first: its answers are the longest, and short ones fill the end.
@@ -242,42 +243,43 @@ def generate_together(lists: Iterable[Completions], advance: Callable[[int], Non
     by_server: dict[EndpointSpec | None, list[Completions]] = {}
     for one in sorted(lists, key=lambda one: one.mode != "thinking"):
         by_server.setdefault(one.endpoint, []).append(one)
-    for own in by_server.values():
-        chunks = itertools.chain.from_iterable([one.asked_of_a_server(advance) for one in own])
-        _stream(lambda asking: stream_together((generator, prompt) for generator, prompt, _ in asking), chunks, advance)
+    kept = [
+        _Kept(itertools.chain.from_iterable([one.asked_of_a_server(advance) for one in own]), advance)
+        for own in by_server.values()
+    ]
+    asked = [((generator, prompt) for generator, prompt, _ in one.asking()) for one in kept]
+    for server, number, completion in stream_together(asked):
+        kept[server].take(number, completion)
 
 
 S = TypeVar("S")
 
 
-def _stream(
-    stream: Callable[[Iterator[tuple[S, Prompt, int]]], Iterator[tuple[int, Completion]]],
-    chunks: Iterator[tuple[S, Chunk]],
-    advance: Callable[[int], None],
-) -> None:
-    """Ask chunk after chunk without a pause between them; write down every answer, and every chunk once it is whole.
+class _Kept(Generic[S]):
+    """Chunks asked one after the other without a pause: every answer is written down, and every whole chunk."""
 
-    Args:
-        stream: takes (sampler, prompt, seed), and gives the completions as they come, each with its number.
-    """
-    waiting: dict[int, tuple[Chunk, dict[int, str], int]] = {}
-    numbers = itertools.count()
+    def __init__(self, chunks: Iterator[tuple[S, Chunk]], advance: Callable[[int], None]) -> None:
+        self._chunks, self._advance = chunks, advance
+        self._waiting: dict[int, tuple[Chunk, dict[int, str], int]] = {}
 
-    def asking() -> Iterator[tuple[S, Prompt, int]]:
-        for sampler, chunk in chunks:
+    def asking(self) -> Iterator[tuple[S, Prompt, int]]:
+        """What is missing: sampler, prompt and seed. A completion's number is its place here."""
+        numbers = itertools.count()
+        for sampler, chunk in self._chunks:
             rows = chunk.answered()
-            advance(len(rows))
+            self._advance(len(rows))
             chunk.begin_journal(rows)
             for place in [place for place in range(len(chunk.prompts)) if place not in rows]:
-                waiting[next(numbers)] = chunk, rows, place
+                self._waiting[next(numbers)] = chunk, rows, place
                 yield sampler, chunk.prompts[place], seed_of(chunk.seed, place)
             _write_whole(chunk, rows)  # a run was broken off between the last answer and this
 
-    for number, completion in stream(asking()):
-        chunk, rows, place = waiting.pop(number)
+    def take(self, number: int, completion: Completion) -> None:
+        """Keep the completion of that number."""
+        chunk, rows, place = self._waiting.pop(number)
         rows[place] = chunk.row(place, completion)
         chunk.note(place, rows[place])
-        advance(1)
+        self._advance(1)
         _write_whole(chunk, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from posttrain.templates.families import Mode
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from posttrain.recipe.stage import StageContext
+
+log = logging.getLogger("posttrain")
 
 
 def by_teacher(teachers: Teachers, queries: Dataset, data: str | None, stage: str) -> dict[OneTeacher, list[int]]:
@@ -40,6 +45,30 @@ def by_teacher(teachers: Teachers, queries: Dataset, data: str | None, stage: st
         what = f"stage {stage}: queries have no teacher: {listed}"
         raise PosttrainError(Problem(what, remedy="give teacher.default, or name the task"))
     return places
+
+
+def check_routes(context: StageContext) -> None:
+    """See that every query of a stage with several teachers has one; warn of tasks that are named and have no query.
+
+    Raises:
+        PosttrainError: some have none; their tasks are named.
+    """
+    from datasets import load_from_disk
+
+    teachers, stage = context.teacher, context.recipe.stages[context.name]
+    if not isinstance(teachers, Teachers):
+        return
+    tasks: set[str] = set()
+    for name in dict.fromkeys(name for _, name in stage.data_references()):
+        rows = load_from_disk(str(context.run.data(name)))
+        by_teacher(teachers, rows, name, context.name)
+        tasks |= set(rows.unique("task")) if "task" in rows.column_names else set()
+    unused = ", ".join(f"`{task}`" for task in teachers.by_task if task not in tasks)
+    if unused and not stage.stage_references():  # whose queries are not there yet
+        there = ", ".join(f"`{task}`" for task in sorted(tasks))
+        log.warning(
+            "%s: no query is of task %s, which teacher.by_task names; there are %s", context.name, unused, there
+        )
 
 
 class RoutedCompletions:

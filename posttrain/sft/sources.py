@@ -91,6 +91,15 @@ NO_FILTERS = Filters(
 )
 
 
+REMEDIES = {
+    "truncated": "raise `max_new_tokens`, if the answers there would end; a base model's never do",
+    "malformed": "read the answers there: it may be a base model, or speak another dialect (`template.family`)",
+    "empty": "read the answers there: it may be a base model, or speak another dialect (`template.family`)",
+    "wrong_mode": "it may not have this mode: ask it for the other one alone (`modes`, or the source's `mode`)",
+}
+"""By what most answers were no sample of their mode for, whatever the filters."""
+
+
 @dataclass(frozen=True)
 class Collector:
     """Fills the pools of a stage."""
@@ -280,13 +289,15 @@ class Collector:
     def _nothing_left(self, label: str, number: int) -> Problem:
         steps = [step for step in self.funnel.as_json()["steps"] if step["source"] == label]
         worst = max(steps, key=lambda step: step["dropped"], default=None)
-        why = ""
+        why, remedy = "", "read the examples there; loosen or switch off that filter, or sample more"
         if worst is not None and worst["dropped"]:
             rules = ", ".join(f"{rule} {count}" for rule, count in worst["why"].items())
             why = f"{worst['step']} dropped {worst['dropped']} of {worst['in']}: {rules}"
+            if worst["step"] == "usable":
+                remedy = REMEDIES[max(worst["why"], key=worst["why"].__getitem__)]
         return Problem(
             f"stage {self.context.name}: samples[{number}] ({label}) has no sample left",
             where=str(self.context.dir.data / "examples.jsonl"),
             why=why,
-            remedy="read the examples there; loosen or switch off that filter, or sample more",
+            remedy=remedy,
         )
