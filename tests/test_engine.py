@@ -170,18 +170,33 @@ def adapted(one_process: Path, directory: Path, engine: dict[str, Any]) -> Stage
     return context_of(load_recipe(directory / "recipe.yaml").recipe, RunDir(directory), "taught", quiet=True)
 
 
-@launched
-def test_zero3_trains_an_adapter_off_policy_as_one_process(one_process: Path, tmp_path: Path) -> None:
-    alone = adapted(one_process, tmp_path / "alone", {"cpu": True, "threads": 1})
+@pytest.fixture(scope="module")
+def adapted_alone(one_process: Path, tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    alone = adapted(one_process, tmp_path_factory.mktemp("adapted") / "run", {"cpu": True, "threads": 1})
     engine.train(alone, alone.recipe.model)
-    context = adapted(one_process, tmp_path / "run", engine_of("zero3"))
+    return alone
+
+
+@launched
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_an_adapter_is_trained_sharded_as_by_one_process(
+    one_process: Path, adapted_alone: StageContext, tmp_path: Path, strategy: str
+) -> None:
+    context = adapted(one_process, tmp_path / "run", engine_of(strategy))
     launch(context)
+    if strategy == "fsdp2":  # as if it had been killed before its last checkpoint: each process reads its own shards
+        whole = weights(context.dir.model)
+        for path in (context.dir.model, context.dir.path / "adapter", context.dir.checkpoints / "checkpoint-4"):
+            shutil.rmtree(path)
+        launch(context)
+        again = weights(context.dir.model)
+        assert all(torch.equal(again[name], whole[name]) for name in whole)
     for key in ("loss", "grad_norm"):
-        ours, theirs = (series(run.run.path, "taught", key) for run in (context, alone))
+        ours, theirs = (series(run.run.path, "taught", key) for run in (context, adapted_alone))
         assert len(ours) == 4 and ours == pytest.approx(theirs, rel=5e-3, abs=5e-3), key
     # Merged into the weights, and kept for the next stage: the gathered one, equal to that of one process.
     assert faults_of(context.dir.model) == [] and faults_of(context.dir.path / "adapter") == []
-    mine, other = weights(context.dir.model), weights(alone.dir.model)
+    mine, other = weights(context.dir.model), weights(adapted_alone.dir.model)
     start = weights(one_process / "stages/sft/model")
     assert any(not torch.equal(mine[name], start[name]) for name in start)
     for name in start:

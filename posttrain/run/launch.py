@@ -78,7 +78,7 @@ def launch_command(engine: EngineSpec, directory: Path, arguments: list[str]) ->
         command += ["--deepspeed_multinode_launcher", "standard"]
     elif engine.strategy == "fsdp2":
         command += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-        command += ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_reshard_after_forward", "true"]
+        command += ["--fsdp_state_dict_type", "SHARDED_STATE_DICT", "--fsdp_reshard_after_forward", "true"]
         # Else transformers leaves a teacher or reference without weights on all processes but the first.
         command += ["--fsdp_cpu_ram_efficient_loading", "false"]
     elif engine.processes > 1:

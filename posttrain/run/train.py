@@ -153,6 +153,8 @@ def _write_model(trainer: Any, context: StageContext, spec: ModelSpec, start: St
     if main:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_fsdp_enabled:  # its checkpoints are in shards; a model is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if not main:
