@@ -69,7 +69,7 @@ class LogprobCache:
         self.directory, self.k, self.entries = directory, int(manifest["k"]), int(manifest["entries"])
         self.tokens: int = manifest["tokens"]
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        self._opened: dict[int, _Shard] = {}
+        self._opened: dict[int, ShardFile] = {}
 
     def __len__(self) -> int:
         return int(self._shards[-1]["first"] + self._shards[-1]["rows"]) if self._shards else 0
@@ -88,17 +88,17 @@ class LogprobCache:
         ids, log_probs, tails = (np.concatenate(each) for each in zip(*parts, strict=True))
         return TopK(torch.from_numpy(ids), torch.from_numpy(log_probs), torch.from_numpy(tails))
 
-    def _shard(self, row: int) -> _Shard:
+    def _shard(self, row: int) -> ShardFile:
         import bisect
 
         number = bisect.bisect_right(self._shards, row, key=lambda shard: shard["first"]) - 1
         if number not in self._opened:
             path = self.directory / self._shards[number]["file"]
-            self._opened[number] = _Shard(path, self._shards[number]["first"], self.k)
+            self._opened[number] = ShardFile(path, self._shards[number]["first"], self.k)
         return self._opened[number]
 
 
-class _Shard:
+class ShardFile:
     """One file: its columns as views of the mapped memory."""
 
     def __init__(self, path: Path, first: int, k: int) -> None:
@@ -111,6 +111,7 @@ class _Shard:
         self._starts = np.cumsum([first, *(len(batch) for batch in batches)])
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A row's ids (T, K) int64, log-probabilities (T, K) and tail (T) float32."""
         import numpy as np
 
         number = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -84,7 +84,8 @@ def teacher_identity(place: Path | EndpointSpec | Teachers | None) -> Any:
 def _precision(context: StageContext) -> dict[str, str]:
     """What a teacher here computes in; a served one chooses for itself."""
     served = all(isinstance(one, EndpointSpec) for _, one in each_teacher(_teachers(context)))
-    return {} if served else {"dtype": context.recipe.model.dtype}
+    dtype = context.recipe.model.dtype
+    return {} if served or dtype == "float32" else {"dtype": dtype}
 
 
 def _teachers(context: StageContext) -> Teacher | None:

@@ -95,6 +95,7 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
 
     from posttrain.distill.cache_fingerprint import logprobs_fingerprint
     from posttrain.distill.cache_processes import fill_by_processes, processes_here
+    from posttrain.distill.cache_unchanged import check_unchanged
     from posttrain.distill.cache_write import fill
 
     rows = load_from_disk(str(context.dir.data / "train"))
@@ -102,6 +103,13 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
     directory = _folder(logits, context, "logprobs", known)
     k, temperature = logits.top_k, logits.temperature
     processes = processes_here(context)
+
+    def opened() -> TeacherLogprobs:
+        teacher = open_teacher(context, tokenizer, k=k, temperature=temperature)
+        if not isinstance(context.teacher, Path) or not context.teacher.is_dir():  # known by name alone
+            check_unchanged(directory, rows, teacher, min(k, len(tokenizer)))
+        return teacher
+
     with progress(f"{context.name}: log-probabilities", tokens, quiet=context.quiet) as advance:
         asked = 0
         if processes > 1:
@@ -111,7 +119,7 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
         asked += fill(
             directory,
             rows,
-            lambda: open_teacher(context, tokenizer, k=k, temperature=temperature),
+            opened,
             known,
             k=k,
             entries=len(tokenizer),

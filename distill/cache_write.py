@@ -125,7 +125,7 @@ def _told(teacher: TeacherLogprobs, dataset: Dataset, shards: Sequence[Shard]) -
 
     def asking() -> Iterator[Asked]:
         for shard in shards:
-            for sequences, spans, tokens_of_row in _batches(dataset, shard):
+            for sequences, spans, tokens_of_row in batches_of(dataset, shard):
                 rows.append(tokens_of_row)
                 yield sequences, spans
 
@@ -209,7 +209,7 @@ def _encoded(top: TopK, tokens_of_row: Sequence[int], k: int, entries: int) -> A
     return pa.record_batch(columns, schema=_schema(k, entries))
 
 
-def _batches(dataset: Dataset, shard: Shard) -> Iterator[tuple[list[list[int]], list[list[Span]], list[int]]]:
+def batches_of(dataset: Dataset, shard: Shard) -> Iterator[tuple[list[list[int]], list[list[Span]], list[int]]]:
     """A shard's rows, some at a time: their sequences with the spans asked about, and each row's supervised tokens.
 
     A packed row is as many sequences as it has samples: none of them sees another.

@@ -107,9 +107,19 @@ class OnPolicyDistillationStage(RolloutStage):
         from posttrain.distill.teacher import check_teachers
 
         check_routes(context)
+        self._enough_queries(context)
         check_teachers(context, self.top_k)
         if self.off_policy is not None:
             check_stored(context, self.off_policy.stage)
+
+    def _enough_queries(self, context: StageContext) -> None:
+        """See that there are queries for one step, before an earlier stage is paid for: filters may leave fewer."""
+        from datasets import load_from_disk
+
+        rows = sum(len(load_from_disk(str(context.run.data(name)))) for name in self.queries.weights)
+        batch = int(self.train.get("per_device_train_batch_size", 8))
+        needed = batch * int(self.train.get("gradient_accumulation_steps", 1)) * context.recipe.engine.processes
+        enough_rows(context.name, min(rows, self.queries.limit or rows), needed)
 
     def build_data(self, context: StageContext) -> dict[str, Any]:
         from posttrain.distill.teacher import check_tokenizers

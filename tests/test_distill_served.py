@@ -16,6 +16,7 @@ from datasets import Dataset
 from posttrain.distill.agreement import measure
 from posttrain.distill.cache import LogprobCache
 from posttrain.distill.cache_stage import open_teacher
+from posttrain.distill.cache_unchanged import check_unchanged
 from posttrain.distill.cache_write import fill
 from posttrain.distill.served_teacher import ServedTeacher, spans_of, told_together, top_of
 from posttrain.errors import PosttrainError
@@ -375,6 +376,23 @@ def test_a_server_that_dies_while_a_cache_is_filled_costs_no_shard_that_was_whol
         whole = filled("whole", it.url)
     mine, theirs = broken.read(list(range(12))), whole.read(list(range(12)))
     assert torch.equal(mine.ids, theirs.ids) and torch.equal(mine.log_probs, theirs.log_probs)
+
+
+def test_a_server_that_came_back_with_other_weights_continues_no_cache(root: Path, tmp_path: Path) -> None:
+    """Under the same name: asked about a row that stands, it says something else."""
+    run, entries = RunDir(root), len(load_tokenizer(RunDir(root).base))
+    rows = [list(range(5 + number, 15 + number)) for number in range(12)]
+    data = Dataset.from_dict({"input_ids": rows, "labels": [[-100] * 10, *rows[1:]]})
+    with scripted(telling(run.stage("flagship").model)) as it:
+        teacher = ServedTeacher(endpoint(it.url), entries=entries, top_k=8)
+        check_unchanged(tmp_path, data, teacher, 8)  # nothing stands yet
+        fill(tmp_path, data, lambda: teacher, {}, k=8, entries=entries)
+        it.asked = []
+        check_unchanged(tmp_path, data, teacher, 8)
+        assert [body["prompt"] for _, body, _ in it.asked] == [rows[1]]
+        it.answer = telling(run.base)
+        with pytest.raises(PosttrainError, match=r"is not the one whose log-probabilities stand in"):
+            check_unchanged(tmp_path, data, teacher, 8)
 
 
 def test_log_probabilities_to_be_stored_may_come_from_a_server(root: Path) -> None:

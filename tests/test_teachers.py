@@ -190,9 +190,17 @@ def test_a_query_without_a_teacher_is_told_before_any_is_asked(tmp_path: Path) -
         assert not it.asked
 
 
-def on_policy(recipe: Recipe) -> Stage:
+def test_too_few_queries_for_a_step_are_told_before_the_first_stage_begins(tmp_path: Path) -> None:
+    recipe, run = loaded(tmp_path, "org/one"), RunDir(tmp_path / "run")
+    prepare(recipe, run, tmp_path)
+    stage = on_policy(recipe, train={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 64})
+    with pytest.raises(PosttrainError, match=r"\d\d queries do not fill one generation batch of 256"):
+        stage.check_outside(context_of(recipe, run, "student", quiet=True))
+
+
+def on_policy(recipe: Recipe, **options: Any) -> Stage:
     """The recipe's stage as an on-policy one."""
-    given = {"teacher": recipe.stages["student"].teacher, "queries": {"from": ["sums", "rows"]}}
+    given = {"teacher": recipe.stages["student"].teacher, "queries": {"from": ["sums", "rows"]}, **options}
     return stage_class("on_policy_distillation").model_validate(given)
 
 
