@@ -11,7 +11,7 @@ from torch import Tensor
 from posttrain.distill.buckets import TopK
 from posttrain.distill.cache_write import BATCH_TOKENS, Span
 from posttrain.distill.heads import whole_head
-from posttrain.distill.tiles import LN_2, Projection, Tiles
+from posttrain.distill.tiles import COLUMNS, LN_2, Projection, Tiles
 
 PIECE = 256
 """Tokens whose whole distributions stand in memory at once."""
@@ -85,12 +85,14 @@ def distributions(
     states = backbone_of(model)(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).last_hidden_state
     hidden = states[0, [place - 1 for place in places]]
     with whole_head(model, hidden.dtype) as head:
+        projection = Projection(hidden, head)  # in single precision: half of it makes equals of neighbours
         for first in range(0, len(places), PIECE):
             rows = slice(first, min(first + PIECE, len(places)))
-            logits = torch.nn.functional.linear(hidden[rows], head.weight[:entries]).float()
-            if head.bias is not None:
-                logits += head.bias[:entries]
-            yield rows, (logits * head.scale).log_softmax(-1)
+            logits = torch.empty(rows.stop - first, entries, device=hidden.device, dtype=projection.precision)
+            for start in range(0, entries, COLUMNS):
+                columns = slice(start, min(start + COLUMNS, entries))
+                projection.fill(logits[:, columns], rows, columns, 1.0)
+            yield rows, logits.log_softmax(-1)
 
 
 def top_k_of(teacher: Projection, entries: int, k: int, temperature: float) -> TopK:

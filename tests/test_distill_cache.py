@@ -19,7 +19,7 @@ from posttrain.distill.buckets import TopK
 from posttrain.distill.cache import LogprobCache
 from posttrain.distill.cache_shards import plan_shards
 from posttrain.distill.cache_write import BATCH_TOKENS, fill, spans_of
-from posttrain.distill.local_teacher import LocalTeacher, read_at_once
+from posttrain.distill.local_teacher import LocalTeacher, distributions, read_at_once
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import MANIFEST, read_json
 
@@ -256,6 +256,21 @@ def test_spans() -> None:
     assert spans_of([5, 5, -100, -100, 7, 8]) == [(1, 2), (4, 6)]
     assert spans_of([5, -100]) == []
     assert spans_of([-100, 5]) == [(1, 2)]
+
+
+def test_a_model_in_half_precision_agrees_with_itself() -> None:
+    """Logits of half precision have many equals: which is the most probable would be a matter of their order."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=2000, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=48, initializer_range=0.6,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+    ids = torch.randint(5, 1990, (300,)).tolist()
+    told = LocalTeacher(model, entries=1990, k=20)([ids], [[(1, 300)]])
+    logs = torch.cat([piece for _, piece in distributions(model, ids, range(1, 300), 1990)])
+    assert torch.equal(logs.argmax(1), told.ids[:, 0])
+    torch.testing.assert_close(logs.gather(1, told.ids), told.log_probs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_long_sequence_does_not_stretch_the_short_ones_beside_it() -> None:
