@@ -23,7 +23,7 @@ from posttrain.distill.cache_write import Span, TeacherLogprobs
 from posttrain.distill.cost import cost
 from posttrain.distill.local_teacher import LocalTeacher, distributions
 from posttrain.distill.served_teacher import ServedTeacher, spans_of
-from posttrain.distill.teacher import check_rows, load_teacher
+from posttrain.distill.teacher import check_rows, entries_of, load_teacher
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import write_json
 from posttrain.recipe.endpoint import EndpointSpec
@@ -161,15 +161,15 @@ def _teacher_of(context: StageContext, data: str, query: Mapping[str, Any]) -> O
 def _ask(context: StageContext, teacher: OneTeacher, tokenizer: Any) -> TeacherLogprobs:
     """A teacher that tells its distribution before given tokens."""
     if isinstance(teacher, EndpointSpec):
-        served = ServedTeacher(teacher, entries=len(tokenizer), top_k=TOP)
+        served = ServedTeacher(teacher, entries=entries_of(tokenizer), top_k=TOP)
         served.check(tokenizer)
         return served
     from posttrain.model.policy import placed
 
     spec = context.recipe.model
     model = load_teacher(teacher, tokenizer, dtype=spec.dtype, attention=spec.attention)
-    check_rows("teacher", model, len(tokenizer))
-    local = LocalTeacher(placed(model, cpu=context.recipe.engine.cpu), entries=len(tokenizer), k=TOP)
+    check_rows("teacher", model, entries_of(tokenizer))
+    local = LocalTeacher(placed(model, cpu=context.recipe.engine.cpu), entries=entries_of(tokenizer), k=TOP)
 
     def ask(sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]) -> TopK:
         return TopK.concatenate([local([ids], [own]) for ids, own in zip(sequences, spans, strict=True)])
@@ -199,7 +199,7 @@ def _compared(
             at += len(answer.places)
             row = sums[answer.mode, answer.data, answer.task]
             row[0] += 1
-            for piece, logs in distributions(student, answer.ids, answer.places, len(tokenizer)):
+            for piece, logs in distributions(student, answer.ids, answer.places, entries_of(tokenizer)):
                 part = theirs[piece]
                 known = TopK(*(each.to(logs.device) for each in (part.ids, part.log_probs, part.tail)))
                 ours = _on(logs, known.ids).buckets(torch.float64)

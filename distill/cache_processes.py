@@ -110,6 +110,7 @@ def _fill_own(arguments: argparse.Namespace) -> None:
     from datasets import load_from_disk
 
     from posttrain.distill.cache_stage import open_teacher
+    from posttrain.distill.teacher import entries_of
     from posttrain.model.policy import load_tokenizer
     from posttrain.recipe.load import load_recipe
     from posttrain.run.context import context_of
@@ -125,7 +126,7 @@ def _fill_own(arguments: argparse.Namespace) -> None:
         lambda: open_teacher(context, tokenizer, k=arguments.k, temperature=arguments.temperature),
         read_json(arguments.directory / FINGERPRINT),
         k=arguments.k,
-        entries=len(tokenizer),
+        entries=entries_of(tokenizer),
         process=arguments.process,
         processes=arguments.processes,
         shard_tokens=arguments.shard_tokens,

@@ -97,6 +97,7 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
     from posttrain.distill.cache_processes import fill_by_processes, processes_here
     from posttrain.distill.cache_unchanged import check_unchanged
     from posttrain.distill.cache_write import fill
+    from posttrain.distill.teacher import entries_of
 
     rows = load_from_disk(str(context.dir.data / "train"))
     known = logprobs_fingerprint(context, tokenizer, rows, k=logits.top_k, temperature=logits.temperature)
@@ -107,7 +108,7 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
     def opened() -> TeacherLogprobs:
         teacher = open_teacher(context, tokenizer, k=k, temperature=temperature)
         if not isinstance(context.teacher, Path) or not context.teacher.is_dir():  # known by name alone
-            check_unchanged(directory, rows, teacher, min(k, len(tokenizer)))
+            check_unchanged(directory, rows, teacher, min(k, entries_of(tokenizer)))
         return teacher
 
     with progress(f"{context.name}: log-probabilities", tokens, quiet=context.quiet) as advance:
@@ -122,7 +123,7 @@ def _store(logits: StoredLogits, context: StageContext, tokenizer: Any, tokens: 
             opened,
             known,
             k=k,
-            entries=len(tokenizer),
+            entries=entries_of(tokenizer),
             progress=advance,
         )
     cache = LogprobCache(directory)
@@ -221,13 +222,13 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
             `ServedTeacher.check` wants it.
     """
     from posttrain.distill.local_teacher import LocalTeacher
-    from posttrain.distill.teacher import check_rows, load_teacher
+    from posttrain.distill.teacher import check_rows, entries_of, load_teacher
     from posttrain.model.policy import placed
 
     if isinstance(context.teacher, EndpointSpec):
         from posttrain.distill.served_teacher import ServedTeacher
 
-        served = ServedTeacher(context.teacher, entries=len(tokenizer), top_k=k)
+        served = ServedTeacher(context.teacher, entries=entries_of(tokenizer), top_k=k)
         served.check(tokenizer)
         return served
     if not isinstance(context.teacher, Path):
@@ -235,9 +236,9 @@ def open_teacher(context: StageContext, tokenizer: Any, *, k: int, temperature: 
     settings = context.recipe.model
     log.info("%s: loading %s for its log-probabilities", context.name, context.teacher)
     teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
-    check_rows("teacher", teacher, len(tokenizer))
+    check_rows("teacher", teacher, entries_of(tokenizer))
     teacher = placed(teacher, cpu=context.recipe.engine.cpu)
-    return LocalTeacher(teacher, entries=len(tokenizer), k=k, temperature=temperature)
+    return LocalTeacher(teacher, entries=entries_of(tokenizer), k=k, temperature=temperature)
 
 
 def make_trainer(
@@ -248,13 +249,14 @@ def make_trainer(
     from datasets import load_from_disk
 
     from posttrain.distill.cached_trainer import CachedTeacherTrainer
+    from posttrain.distill.teacher import entries_of
 
     rows = load_from_disk(str(context.dir.data / "train"))
     rows = rows.add_column("row", np.arange(len(rows)))
     trainer = stage.trainer_over(rows, CachedTeacherTrainer, context, model, tokenizer, peft_config)
     trainer.teach(
         open_cache(context.dir.data),
-        entries=len(tokenizer),
+        entries=entries_of(tokenizer),
         beta=logits.beta,
         temperature=logits.temperature,
         cross_entropy=logits.cross_entropy,

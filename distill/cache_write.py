@@ -78,7 +78,7 @@ def fill(
         Tokens that the teacher was asked about.
 
     Raises:
-        PosttrainError: something else is cached there.
+        PosttrainError: something else is cached there, or the teacher tells no numbers.
     """
     k = min(k, entries)
     if not check_fingerprint(directory, fingerprint):

@@ -141,7 +141,7 @@ class OnPolicyDistillationStage(RolloutStage):
         from trl import DistillationConfig
 
         from posttrain.distill.several_teachers import SeveralTeachersTrainer
-        from posttrain.distill.teacher import load_teachers
+        from posttrain.distill.teacher import entries_of, load_teachers
         from posttrain.distill.trainer import StudentTrainer
         from posttrain.model.trainer_defaults import trainer_arguments, with_optimizer
 
@@ -167,7 +167,7 @@ class OnPolicyDistillationStage(RolloutStage):
         if several is not None:
             trainer.learn_from(several.teachers, several.shares(rows["teacher"]))
         self.set_rollouts(context, trainer, args)
-        trainer.watch(self.health, entries=len(tokenizer))
+        trainer.watch(self.health, entries=entries_of(tokenizer))
         if self.off_policy is not None:
             trainer.stored = self._stored(self.off_policy, context, args, tokenizer)
         return trainer
@@ -179,11 +179,11 @@ class OnPolicyDistillationStage(RolloutStage):
         return context.teacher.expanduser().resolve() == context.start.resolve()
 
     def _load_teacher(self, context: StageContext, model: Any, tokenizer: Any) -> Any:
-        from posttrain.distill.teacher import load_teacher, match_vocabulary
+        from posttrain.distill.teacher import entries_of, load_teacher, match_vocabulary
 
         settings = context.recipe.model
         teacher = load_teacher(str(context.teacher), tokenizer, dtype=settings.dtype, attention=settings.attention)
-        match_vocabulary(model, teacher, len(tokenizer))
+        match_vocabulary(model, teacher, entries_of(tokenizer))
         return teacher
 
     def _stored(self, share: OffPolicyShare, context: StageContext, args: Any, tokenizer: Any) -> Any:

@@ -220,6 +220,9 @@ def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: 
     logs_N_W[there_N_W] = np.fromiter((entry["logprob"] for row in told for entry in row.values()), np.float64)
     if np.isnan(logs_N_W).any() or (ids_N_W < 0).any():
         raise ValueError("NaN, or an id below 0")
+    with np.errstate(over="ignore"):
+        if (np.exp(logs_N_W).sum(1) > 1.05).any():
+            raise ValueError("their masses add up to more than 1, as those of raw logits do")
     known_N_W = ids_N_W < entries
     padding = np.exp(np.where(known_N_W, -np.inf, logs_N_W)).sum(1)
     logs_N_W = np.where(known_N_W, logs_N_W.clip(min=LOWEST), -np.inf)
@@ -239,7 +242,8 @@ def top_of(told: Sequence[Mapping[str, Mapping[str, Any]]], *, entries: int, k: 
 def _texts(tokenizer: Any) -> Iterator[str]:
     """Texts of entries drawn over the whole vocabulary, many in one: a server must know them by the same numbers."""
     rng = random.Random(0)
-    drawn = rng.sample(range(len(tokenizer)), min(SAMPLED, len(tokenizer)))
+    entries = sorted(tokenizer.get_vocab().values())
+    drawn = rng.sample(entries, min(SAMPLED, len(entries)))
     for first in range(0, len(drawn), 100):
         text = tokenizer.decode(drawn[first : first + 100], clean_up_tokenization_spaces=False)
         yield text.replace("\ufffd", "")  # entries that are pieces of a character

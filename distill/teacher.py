@@ -104,10 +104,10 @@ def load_teachers(context: StageContext, tokenizer: Any, top_k: int) -> Several:
     teachers: list[Any] = []
     for one in specs:
         if isinstance(one, EndpointSpec):
-            teachers.append(ServedTeacher(one, entries=len(tokenizer), top_k=top_k))
+            teachers.append(ServedTeacher(one, entries=entries_of(tokenizer), top_k=top_k))
         else:
             teachers.append(load_teacher(one, tokenizer, dtype=settings.dtype, attention=settings.attention))
-            check_rows("teacher", teachers[-1], len(tokenizer))
+            check_rows("teacher", teachers[-1], entries_of(tokenizer))
     data_of: dict[str, str] = {}
     for _, name in context.recipe.stages[context.name].data_references():
         for key in load_from_disk(str(context.run.data(name)))["key"]:
@@ -132,7 +132,7 @@ def check_teachers(context: StageContext, top_k: int) -> None:
     for one in dict.fromkeys(one for _, one in each_teacher(recipe.stages[context.name].teacher)):
         try:
             if isinstance(one, EndpointSpec):
-                ServedTeacher(one, entries=len(student), top_k=top_k).check(student)
+                ServedTeacher(one, entries=entries_of(student), top_k=top_k).check(student)
             elif one in recipe.stages:
                 check_tokenizers(student, load_tokenizer(_root(context, one)), f"stage {one}")
             else:
@@ -200,6 +200,11 @@ PROBES = (
     "价格是 3.14 元，Füße über Ærø — ça va? 🙂",
     "<|im_start|>user\nhi<|im_end|>\n",
 )
+
+
+def entries_of(tokenizer: Any) -> int:
+    """How many rows of a vocabulary mean something: to the last entry, numbers that are left out included."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def check_rows(who: str, model: Any, entries: int) -> None:

@@ -209,9 +209,10 @@ def told_otherwise(change: Callable[[list[Any]], Any]) -> Callable[[str, dict[st
         (lambda told: [None, told[1] | {"2": {"logprob": float("nan")}}, told[2]], "that are none: NaN"),
         (lambda told: [None, told[1] | {"2": {}}, told[2]], "log-probabilities that are none"),
         (lambda told: [None, told[1] | {"-4": {"logprob": -1.0}}, told[2]], "that are none: NaN, or an id below 0"),
+        (lambda told: [None, told[1] | {"2": {"logprob": 999.5}}, told[2]], "masses add up to more than 1"),
         (lambda told: [None, told[1] | {"two": {"logprob": -1.0}}, told[2]], "log-probabilities that are none"),
     ],
-    ids=["nothing", "other ids", "fewer", "null", "NaN", "no number", "an id below 0", "an id that is none"],
+    ids=["nothing", "other ids", "fewer", "null", "NaN", "no number", "an id below 0", "logits", "an id that is none"],
 )
 def test_what_a_server_tells_of_other_tokens_or_as_no_numbers_is_refused(change: Any, said_of_it: str) -> None:
     with scripted(told_otherwise(lambda told: told)) as it:

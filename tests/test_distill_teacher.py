@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from posttrain.distill.teacher import check_tokenizers, load_teacher, match_vocabulary
+from posttrain.distill.teacher import check_tokenizers, entries_of, load_teacher, match_vocabulary
 from posttrain.errors import PosttrainError
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
 from posttrain.recipe.schema import ModelSpec, TrainedTokenizer
@@ -80,6 +80,22 @@ def test_another_name_for_the_end_is_no_difference(policy: Path) -> None:
     ours, theirs = load_tokenizer(policy), load_tokenizer(policy)
     theirs.eos_token = "<|endoftext|>"  # Qwen3's base models and its chat models differ so
     check_tokenizers(ours, theirs, "teacher")
+
+
+def test_numbers_that_a_tokenizer_leaves_out_do_not_hide_its_last_entries(policy: Path, tmp_path: Path) -> None:
+    """Counted by how many there are, the last would be padding."""
+    import json
+
+    load_tokenizer(policy).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    last = max(tokenizer["model"]["vocab"].values())
+    tokenizer["model"]["vocab"] = {token: at for token, at in tokenizer["model"]["vocab"].items() if at != last - 1}
+    tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if one["id"] < last]
+    tokenizer["model"]["merges"] = []
+    path.write_text(json.dumps(tokenizer))
+    holed = load_tokenizer(tmp_path)
+    assert entries_of(holed) == last + 1 == len(holed) + 1 and entries_of(load_tokenizer(policy)) == last + 3
 
 
 def test_a_missing_teacher_is_one_line(policy: Path, tmp_path: Path) -> None:

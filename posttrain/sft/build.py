@@ -121,6 +121,7 @@ def _query_writer(path: Path) -> Iterator[Any]:
         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         rows.clear()
 
+    path.unlink(missing_ok=True)  # not written into: another run's data may be the same file
     with pq.ParquetWriter(str(path), schema) as writer:
         yield keep
         flush()

@@ -1,10 +1,9 @@
 """Completions of a list of queries, kept while they come.
 
 They are written chunk by chunk, each from its own seed and complete or absent, so a killed build goes on after the last
-whole chunk and ends with the same completions. A served model answers many requests at once and in any order
-(`sampler.StreamingSampler`): there every answer is written down as it comes, beside the chunk that it belongs to, and
-the chunks follow each other without a pause, those of other lists of queries too (`generate_together`). What was
-answered is never asked again.
+whole chunk and ends with the same completions. A served model answers many requests at once, in any order
+(`sampler.StreamingSampler`): every answer is written down as it comes, beside its chunk, and chunks follow each other
+without a pause, those of other lists too (`generate_together`). What was answered is never asked again.
 """
 
 from __future__ import annotations
