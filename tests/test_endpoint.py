@@ -151,8 +151,14 @@ def test_what_may_pass_is_tried_again(fault: Any) -> None:
         (lambda: {"choices": []}, "answers without a completion"),
         (lambda: {"choices": ["4"]}, "answers without a completion"),
         (lambda: {"choices": [{"message": None, "finish_reason": "stop"}]}, "answers without a completion"),
+        (lambda: {"choices": [{"message": {"content": [{"text": "4"}]}}]}, "answers a message that is no text"),
+        (lambda: said("4", reasoning=["so"]), "answers a message that is no text"),
+        (lambda: said("4", tool_calls=["add"]), "answers a message that is no text"),
     ],
-    ids=["busy", "slow", "key", "model", "no API", "error under 200", "no choice", "a choice that is none", "nothing"],
+    ids=[
+        *("busy", "slow", "key", "model", "no API", "error under 200", "no choice", "a choice that is none", "nothing"),
+        *("content in parts", "thinking in parts", "calls that are none"),
+    ],
 )
 def test_what_does_not_pass_is_one_line_with_a_remedy(fault: Any, said_of_it: str) -> None:
     with scripted(lambda path, body: fault()) as it, pytest.raises(PosttrainError) as error:
@@ -255,7 +261,10 @@ def test_what_a_server_writes_is_read_as_json_reads_it(text: str) -> None:
     answer = f'{{"choices": [{{"message": {{"content": "{text}"}}, "finish_reason": "stop"}}]}}'.encode()
     with scripted(lambda path, body: (200, answer)) as it:
         (reply,) = Endpoint(spec(it.url, patience=0)).ask_all(CHAT, bodies(1))
-    assert reply.body == json.loads(answer)
+    (choice,) = reply.body["choices"]
+    content = choice["message"]["content"]
+    assert content == text.replace("\\ud83d", "\ufffd")  # half a pair is no text: no file and no request takes it
+    json.dumps(reply.body, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("data", [[1], [None], ["x"], "x", None, [{"name": "teacher"}]])

@@ -17,7 +17,7 @@ import pytest
 from posttrain.errors import PosttrainError
 from posttrain.model.endpoint import Endpoint
 from posttrain.model.generation import Completion, Prompt
-from posttrain.model.served import ServedGenerator
+from posttrain.model.served import ServedCompletion, ServedGenerator
 from posttrain.recipe.endpoint import EndpointSpec
 from posttrain.sft import completions as module
 from posttrain.sft.completions import Completions, generate_together
@@ -93,6 +93,17 @@ def test_the_servers_counts_are_taken() -> None:
     it_says["choices"][0]["token_ids"] = [5, 6, 7]
     done = answer_of(it_says, Prompt(ASKED, mode="thinking"))
     assert (done.tokens, done.thinking_tokens, done.completion_ids) == (9, 3, [5, 6, 7])
+
+
+@pytest.mark.parametrize("usage", [[1], None, {"completion_tokens": "many"}, {"completion_tokens_details": "x"}])
+def test_what_a_server_says_beside_its_answer_costs_no_answer(usage: Any) -> None:
+    it_says = said("<think>\na\n</think>\n\nd", tool_calls=[{"function": "add"}])
+    it_says["usage"] = usage
+    it_says["choices"][0] |= {"token_ids": ["a", None], "thinking": "yes"}
+    it_says["choices"] *= 2  # one was asked for
+    done = answer_of(it_says, Prompt(ASKED, mode="thinking"))
+    assert isinstance(done, ServedCompletion) and (done.message.content, done.tokens) == ("d", 0)
+    assert (done.completion_ids, done.thinking_tokens, done.message.tool_calls[0].name) == ([], 0, "")
 
 
 def test_a_budget_needs_a_server_that_keeps_it() -> None:

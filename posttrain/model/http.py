@@ -141,6 +141,9 @@ def _read(content: bytes, url: str) -> dict[str, Any]:
         if not isinstance(choices, list) or not choices or not all(_is_choice(one, chat) for one in choices):
             what = f"answers without a completion: {_reason(content)}"
             raise Fault(what, "check that `endpoint` is an OpenAI-compatible API", again=True)
+        if chat and not all(_is_text(choice["message"]) for choice in choices):
+            what = f"answers a message that is no text: {_reason(content)}"
+            raise Fault(what, "check that `endpoint` is an OpenAI-compatible API", again=False)
         if any(choice.get("finish_reason") in BROKEN_OFF for choice in choices):
             raise Fault("broke an answer off", "look into its log", again=True)  # vLLM does when it is stopped
     return body
@@ -150,11 +153,22 @@ def _is_choice(one: Any, chat: bool) -> bool:
     return isinstance(one, dict) and (not chat or isinstance(one.get("message"), dict))
 
 
+def _is_text(one: dict[str, Any]) -> bool:
+    """Whether a message's words are text, and its calls a list of objects; each may be missing."""
+    words = (one.get(key) for key in ("content", "reasoning", "reasoning_content"))
+    calls = one.get("tool_calls") or []
+    return all(isinstance(said, str | None) for said in words) and (
+        isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    )
+
+
 def _parsed(content: bytes) -> Any:
+    """The JSON of an answer. Half a surrogate pair, which no file takes, becomes U+FFFD."""
     try:
         return from_json(content, cache_strings="keys")  # twice as fast as json on megabytes of log-probabilities
     except ValueError:
-        return json.loads(content)  # which takes half a surrogate, too
+        text = json.dumps(json.loads(content), ensure_ascii=False)
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _reason(content: bytes) -> str:

@@ -120,13 +120,13 @@ class ServedGenerator:
         """
         if reply.refused:
             return self._refused(prompt, reply.refused)
-        (choice,) = reply.body["choices"]
+        choice = reply.body["choices"][0]
         said = choice["message"]
         text, prefilled = self._text(prompt, said)
         message = parse(text, self._family, prefilled=prefilled)
         if said.get("tool_calls"):
             message = dataclasses.replace(message, tool_calls=tuple(map(read_call, said["tool_calls"])))
-        thinking = choice.get("thinking") or {}  # what `posttrain serve` says of it
+        thinking = _object(choice.get("thinking"))  # what `posttrain serve` says of it
         if _limited(prompt) and not thinking:
             raise PosttrainError(
                 Problem(
@@ -135,12 +135,11 @@ class ServedGenerator:
                     remedy="serve the model with `posttrain serve`, or ask for no `thinking_budget`",
                 )
             )
-        usage = reply.body.get("usage") or {}
-        details = usage.get("completion_tokens_details") or {}
-        ids = list(choice.get("token_ids") or [])
-        counted = int(usage.get("completion_tokens") or len(ids))
+        usage = _object(reply.body.get("usage"))
+        details = _object(usage.get("completion_tokens_details"))
+        ids = _ids(choice.get("token_ids"))
         return ServedCompletion(
-            prompt_ids=list(reply.body.get("prompt_token_ids") or []),
+            prompt_ids=_ids(reply.body.get("prompt_token_ids")),
             completion_ids=ids,
             forced=[False] * len(ids),  # which ones were is not told; who trains on ids of a server asks for no budget
             text=text,
@@ -148,10 +147,10 @@ class ServedGenerator:
             prefilled=prefilled,
             mode=prompt.mode,
             thinking_budget=prompt.thinking_budget,
-            thinking_tokens=int(thinking.get("tokens") or details.get("reasoning_tokens") or 0),
+            thinking_tokens=_count(thinking.get("tokens")) or _count(details.get("reasoning_tokens")),
             closed_by=thinking.get("closed_by") or ("natural" if message.closed and message.reasoning else None),
             truncated=choice.get("finish_reason") not in ("stop", "tool_calls"),
-            counted=counted,
+            counted=_count(usage.get("completion_tokens")) or len(ids),
         )
 
     def _text(self, prompt: Prompt, said: Mapping[str, Any]) -> tuple[str, str]:
@@ -241,3 +240,16 @@ def _fields(sampling: Sampling) -> dict[str, Any]:
 
 def _limited(prompt: Prompt) -> bool:
     return prompt.thinking_budget is not None and prompt.thinking_budget >= 0
+
+
+def _object(given: Any) -> Mapping[str, Any]:
+    """What a server says beside its answer, where it is an object. Some leave it out, some write what they like."""
+    return given if isinstance(given, dict) else {}
+
+
+def _count(given: Any) -> int:
+    return given if type(given) is int and given > 0 else 0
+
+
+def _ids(given: Any) -> list[int]:
+    return given if isinstance(given, list) and all(type(id) is int for id in given) else []

@@ -56,7 +56,9 @@ def _as_text(function: Mapping[str, Any], family: Family) -> str:
 
 def read_call(call: Message) -> ToolCall:
     """A call that a server took out of an answer."""
-    function = call.get("function") or {}
+    function = call.get("function")
+    if not isinstance(function, dict):
+        function = {}
     written = str(function.get("arguments") or "")
     arguments = _object(written)
     return ToolCall(str(function.get("name") or ""), written if arguments is None else arguments)
