@@ -132,9 +132,13 @@ class ServedTeacher:
         remedy = "see that it is vLLM with the student's tokenizer, and look into its log"
         for place in places:
             here = told[place]
-            if not isinstance(here, dict) or str(sequence[place]) not in here:
-                said = f"of {', '.join(list(here)[:5])}" if isinstance(here, dict) else "nothing"
-                what = f"{self._named} was sent entry {sequence[place]} at place {place}, and tells {said} there"
+            if not isinstance(here, dict):
+                raise PosttrainError(
+                    Problem(f"{self._named} tells no log-probabilities at place {place}", remedy=remedy)
+                )
+            if str(sequence[place]) not in here:
+                said = ", ".join(list(here)[:5])
+                what = f"{self._named} was sent entry {sequence[place]} at place {place}, and tells of {said} there"
                 raise PosttrainError(Problem(what, why="it reads other tokens than it is sent", remedy=remedy))
             if len(here) < self._top_k:
                 what = f"{self._named} tells {len(here)} log-probabilities where {self._top_k} are asked for"

@@ -172,8 +172,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     from posttrain.run.distill import Asked, write_distillation
 
     given = ("teacher", "student", "data", "output", "teacher_model", "family", "verifier", "max_new_tokens", "words")
-    asked = Asked(**{key: getattr(arguments, key) for key in given}, overrides=arguments.set)
-    file, directory = write_distillation(asked)
+    file, directory = write_distillation(Asked(**{key: getattr(arguments, key) for key in given}))
     print(f"recipe: {file}")
     loaded = load_recipe(file, arguments.set)
     if arguments.only_write:

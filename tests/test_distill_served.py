@@ -202,7 +202,7 @@ def told_otherwise(change: Callable[[list[Any]], Any]) -> Callable[[str, dict[st
 @pytest.mark.parametrize(
     ("change", "said_of_it"),
     [
-        (lambda told: [None, None, *told[2:]], "was sent entry 2 at place 1, and tells nothing there"),
+        (lambda told: [None, None, *told[2:]], "tells no log-probabilities at place 1"),
         (lambda told: [None, told[2], told[1]], "was sent entry 2 at place 1, and tells of 3, 4, 5 there"),
         (lambda told: [None, {"2": told[1]["2"]}, told[2]], "tells 1 log-probabilities where 3 are asked for"),
         (lambda told: [None, told[1] | {"2": {"logprob": None}}, told[2]], "log-probabilities that are none"),

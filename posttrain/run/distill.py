@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.artifacts import read_json, write_text
-from posttrain.recipe.load import load_recipe
 from posttrain.recipe.schema import ModelSpec
 from posttrain.recipe.source import parse_yaml
 from posttrain.run.distill_data import as_name, as_written, data_sets
@@ -37,7 +37,7 @@ class Asked:
         family: template family; None: the teacher's own, or qwen3.
         verifier: what scores answers to rows of files; None: told from the answers.
         max_new_tokens: of an answer.
-        words: the command, as it was given. overrides: of the recipe, as in `run`.
+        words: the command, as it was given.
     """
 
     teacher: str
@@ -49,19 +49,17 @@ class Asked:
     verifier: str | None = None
     max_new_tokens: int = 2048
     words: Sequence[str] = ()
-    overrides: Sequence[str] = ()
 
 
 def write_distillation(asked: Asked) -> tuple[Path, Path]:
-    """Write the recipe beside the run's directory. One that is refused is not left there: the command put right would
-    find a recipe that is not its own.
+    """Write the recipe beside the run's directory.
 
     Returns:
         The recipe's path and the run's directory.
 
     Raises:
-        PosttrainError: teacher, student or data cannot be used, or the recipe is refused; another one stands there
-            already, or nothing can be written there.
+        PosttrainError: teacher, student or data cannot be used; another recipe stands there already, or nothing can be
+            written there.
     """
     teacher, teacher_words = _teacher(asked)
     if asked.student.startswith(("http://", "https://")):
@@ -75,29 +73,29 @@ def write_distillation(asked: Asked) -> tuple[Path, Path]:
     check_file_to_write(file)
     check_directory_to_write(output)
     text = _text(asked, teacher, teacher_words, name, file, output)
-    new = not file.exists()
-    if not new and _recipe(file.read_text(encoding="utf-8", errors="replace")) != _recipe(text):
+    standing = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+    begun = any((output / "stages").glob("*/started.json"))
+    if standing is not None and _recipe(standing) != _recipe(text) and (begun or _mark(standing) not in standing):
         raise PosttrainError(
             Problem(
                 "a recipe stands there, and is not the one that this command writes",
                 where=str(file),
-                why="it was changed, or is of another command",
+                why="it was changed, or is of another command, or its run has begun",
                 remedy=f"run it: `posttrain run {file} --output {output}`; or choose another --output",
             )
         )
     write_text(file, text)
-    try:
-        load_recipe(file, asked.overrides)
-    except PosttrainError:
-        if new:
-            file.unlink()
-        raise
     return file, output
 
 
 def _recipe(text: str) -> str:
     """A recipe without its comments' lines: the command may be spelled in several ways."""
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _mark(text: str) -> str:
+    """A checksum of a recipe without its comments' lines, among which it stands."""
+    return f"checksum {zlib.crc32(_recipe(text).encode()):08x}"
 
 
 def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path, output: Path) -> str:
@@ -147,7 +145,8 @@ def _text(asked: Asked, teacher: Any, teacher_words: str, name: str, file: Path,
         keep_trailing_newline=True,
     )
     environment.filters["plain"] = _plain
-    return environment.get_template("distill_recipe.yaml.jinja").render(values)
+    template = environment.get_template("distill_recipe.yaml.jinja")
+    return template.render(values, mark=_mark(template.render(values, mark="")))
 
 
 def _plain(text: str) -> str:

@@ -123,6 +123,10 @@ def _first_rows(text: str) -> tuple[list[dict[str, Any]], int]:
     rows = list(itertools.islice((row for file in files for _, row in read_file(file, faults)), LOOKED_AT))
     if len(rows) < LOOKED_AT:
         return rows, len(rows)
+    if all(file.suffix == ".parquet" for file in files):  # compressed: its size tells nothing
+        from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
+
+        return rows, sum(parquet.read_metadata(file).num_rows for file in files)
     size = sum(file.stat().st_size for file in files)
     read = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) + 1 for row in rows)
     return rows, max(LOOKED_AT, round(size / read * len(rows)))
