@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,12 +95,13 @@ def measure(context: StageContext) -> dict[str, Any]:
         if (other := _another_tokenizer(context, tokenizer)) is not None:
             theirs = load_teacher(str(context.teacher), None, dtype=spec.dtype, attention=spec.attention)
             return {"bytes": by_bytes(answers, (student, tokenizer), (placed(theirs, cpu=cpu), other))}
-        asked = {one: _ask(context, one, tokenizer) for one in dict.fromkeys(answer.teacher for answer in answers)}
-        return _compared(answers, asked, student, tokenizer)
+        return _compared(answers, lambda one: _ask(context, one, tokenizer), student, tokenizer)
     except PosttrainError as error:
         reason = error.problems[0].what
-        log.warning("%s: agreement with the teacher is not measured: %s", context.name, reason)
-        return {"not_measured": reason}
+    except torch.OutOfMemoryError:
+        reason = "the memory does not hold student and teacher beside each other"
+    log.warning("%s: agreement with the teacher is not measured: %s", context.name, reason)
+    return {"not_measured": reason}
 
 
 def _another_tokenizer(context: StageContext, tokenizer: Any) -> Any | None:
@@ -184,15 +185,14 @@ def _on(logs_N_V: torch.Tensor, ids_N_K: torch.Tensor) -> TopK:
 
 
 def _compared(
-    answers: Sequence[Answer], asked: dict[OneTeacher, TeacherLogprobs], student: Any, tokenizer: Any
+    answers: Sequence[Answer], opened: Callable[[OneTeacher], TeacherLogprobs], student: Any, tokenizer: Any
 ) -> dict[str, Any]:
+    """By whom each answer is taught, one teacher after the other: one of them at a time is in memory."""
     sums: defaultdict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     worst: list[dict[str, Any]] = []
-    for teacher, ask in asked.items():
+    for teacher in dict.fromkeys(answer.teacher for answer in answers if answer.places):
         own = [answer for answer in answers if answer.teacher == teacher and answer.places]
-        if not own:
-            continue
-        told = ask([answer.ids for answer in own], [answer.spans for answer in own])
+        told = opened(teacher)([answer.ids for answer in own], [answer.spans for answer in own])
         at = 0
         for answer in own:
             theirs = told[at : at + len(answer.places)]

@@ -144,6 +144,7 @@ def test_a_recipe_of_which_nothing_has_begun_is_written_anew(models: Path, tmp_p
     [
         ({"data": ["chain_sum"]}, "reasoning_gym:chain_sum"),
         ({"data": ["./nowhere.jsonl"]}, "no such file"),
+        ({"data": ["openai/gsm8k"]}, r"neither a file here nor a task(.|\n)*`dataset: openai/gsm8k`"),
         ({"teacher_model": "big"}, "--teacher-model names a model of a server"),
         ({"teacher": "http://"}, "no address of a server"),
         ({"student": "http://127.0.0.1:9/v1"}, "a student is trained here"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from posttrain.distill.cache_stage import open_teacher
 from posttrain.distill.cache_unchanged import check_unchanged
 from posttrain.distill.cache_write import fill
 from posttrain.distill.served_teacher import ServedTeacher, spans_of, told_together, top_of
+from posttrain.distill.teacher import load_teacher
 from posttrain.errors import PosttrainError
 from posttrain.model.artifacts import RunDir
 from posttrain.model.policy import build_policy, load_model, load_tokenizer
@@ -348,6 +351,36 @@ def test_a_model_agrees_with_itself_and_less_with_another(root: Path) -> None:
         served = agreement(root, endpoint(it.url))
     for near, far in zip(served["rows"], other["rows"], strict=True):
         assert (near["top1"], near["divergence"]) == pytest.approx((far["top1"], far["divergence"]), rel=1e-3)
+
+
+def test_several_teachers_are_in_memory_one_after_the_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(*given: Any, **options: Any) -> Any:
+        gc.collect()
+        assert not [one for one in loaded if one() is not None]
+        model = load_teacher(*given, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("posttrain.distill.agreement.load_teacher", load)
+    run = RunDir(root)
+    both = Teachers(by_task={"copied": str(run.base)}, default=str(run.stage("flagship").model))
+    found = {(row["mode"], row["task"]): row["top1"] for row in agreement(root, both)["rows"]}
+    assert len(loaded) == 2 and len(found) == 4
+    for (_, task), top1 in found.items():
+        assert (top1 == 1.0) == (task == "copied")
+
+
+def test_a_teacher_that_memory_does_not_hold_leaves_the_stage_finished(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("80 GiB")
+
+    monkeypatch.setattr("posttrain.distill.agreement.load_teacher", load)
+    found = agreement(root, RunDir(root).base)
+    assert found == {"not_measured": "the memory does not hold student and teacher beside each other"}
 
 
 def test_a_teacher_that_is_gone_leaves_the_stage_finished(root: Path) -> None:

@@ -79,6 +79,10 @@ def data_sets(data: Sequence[str], verifier: str | None, folder: Path) -> list[Q
 def _of_task(name: str, task: str) -> Queries:
     from posttrain.tasks.registry import get_task
 
+    if "/" in task:
+        what = f"{task} is neither a file here nor a task"
+        remedy = f"write its rows to a JSONL or parquet file; a recipe takes a name of the hub as `dataset: {task}`"
+        raise PosttrainError(Problem(what, remedy=remedy))
     get_task(task)  # raises, with the nearest names
     return Queries(name, TASK_ROWS, task=task)
 
