@@ -19,6 +19,7 @@ from pydantic import Field
 
 from posttrain.distill.off_policy import OffPolicyDistillationStage
 from posttrain.errors import PosttrainError, Problem
+from posttrain.model.artifacts import is_complete
 from posttrain.recipe.stage import Fault, StageContext
 from posttrain.rl.modes import ThinkingBudgets, budget_faults, deal_budgets
 from posttrain.rl.stage import enough_rows
@@ -111,17 +112,18 @@ class GoldDistillationStage(OffPolicyDistillationStage):
             what = "thinking budgets go with train.use_extended_uld alone"
             yield Fault(("thinking_budgets",), what, why, "remove one of the two")
 
-    def build_data(self, context: StageContext) -> dict[str, Any]:
-        self._check_tokenizers(context)  # before the teacher's answers are paid for
-        return super().build_data(context)
-
-    def _check_tokenizers(self, context: StageContext) -> None:
-        from trl.experimental.utils import is_byte_level_tokenizer
-
+    def check_outside(self, context: StageContext) -> None:
+        from posttrain.distill.teacher import root_of, teachers_tokenizer
         from posttrain.model.policy import load_tokenizer
 
-        assert isinstance(context.teacher, Path)
-        student, teacher = load_tokenizer(context.start), load_tokenizer(context.teacher)
+        super().check_outside(context)
+        if not is_complete(context.dir.data):  # before anything is paid for
+            teacher = teachers_tokenizer(context, str(self.teacher))
+            self._check_tokenizers(context, load_tokenizer(root_of(context, context.name)), teacher)
+
+    def _check_tokenizers(self, context: StageContext, student: Any, teacher: Any) -> None:
+        from trl.experimental.utils import is_byte_level_tokenizer
+
         if student.get_vocab() == teacher.get_vocab():
             log.warning(
                 "%s: student and teacher have one tokenizer; on_policy_distillation would compare them entry by entry",

@@ -17,7 +17,7 @@ import torch
 
 from posttrain.distill.buckets import TopK
 from posttrain.distill.cache_write import Asked, Span
-from posttrain.distill.teacher import PROBES, check_tokenizers
+from posttrain.distill.teacher import PROBES, check_tokenizers, loaded_tokenizer
 from posttrain.errors import PosttrainError, Problem
 from posttrain.model.endpoint import Endpoint, ask_together
 from posttrain.model.http import Reply
@@ -56,9 +56,7 @@ class ServedTeacher:
         self.endpoint.check()
         own = self.endpoint.spec.tokenizer
         if own is not None:
-            from posttrain.model.policy import load_tokenizer
-
-            check_tokenizers(tokenizer, load_tokenizer(own), own)
+            check_tokenizers(tokenizer, loaded_tokenizer(own, f"the tokenizer {own}"), own)
         for text in [*PROBES, *_texts(tokenizer)]:
             ours = tokenizer(text, add_special_tokens=False).input_ids
             theirs = self.endpoint.tokenize(text)

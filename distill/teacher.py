@@ -127,26 +127,51 @@ def check_teachers(context: StageContext, top_k: int) -> None:
     from posttrain.model.policy import load_tokenizer
 
     recipe = context.recipe
-    student = load_tokenizer(_root(context, context.name))
+    student = load_tokenizer(root_of(context, context.name))
     problems: list[Problem] = []
     for one in dict.fromkeys(one for _, one in each_teacher(recipe.stages[context.name].teacher)):
         try:
             if isinstance(one, EndpointSpec):
                 ServedTeacher(one, entries=entries_of(student), top_k=top_k).check(student)
-            elif one in recipe.stages:
-                check_tokenizers(student, load_tokenizer(_root(context, one)), f"stage {one}")
             else:
-                check_tokenizers(student, load_tokenizer(one), one)
+                name = f"stage {one}" if one in recipe.stages else one
+                check_tokenizers(student, teachers_tokenizer(context, one), name)
         except PosttrainError as error:
             problems += error.problems
-        except Exception as error:  # transformers raises what it likes
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            problems.append(Problem(f"the tokenizer of the teacher {one} could not be loaded: {line}"))
     if problems:
         raise PosttrainError(problems)
 
 
-def _root(context: StageContext, name: str) -> Path:
+def teachers_tokenizer(context: StageContext, teacher: str) -> Any:
+    """The tokenizer of a teacher here, which may be a stage that has not begun.
+
+    Raises:
+        PosttrainError: it cannot be loaded.
+    """
+    place = root_of(context, teacher) if teacher in context.recipe.stages else teacher
+    return loaded_tokenizer(place, f"the tokenizer of the teacher {teacher}")
+
+
+def loaded_tokenizer(place: Path | str, who: str) -> Any:
+    """A tokenizer.
+
+    Args:
+        who: what messages call it.
+
+    Raises:
+        PosttrainError: it cannot be loaded.
+    """
+    from posttrain.model.policy import load_tokenizer
+
+    try:
+        return load_tokenizer(place)
+    except Exception as error:  # transformers raises what it likes
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "check the stage's `teacher`"
+        raise PosttrainError(Problem(f"{who} could not be loaded: {line}", remedy=remedy)) from error
+
+
+def root_of(context: StageContext, name: str) -> Path:
     """The directory of the model at the root of a stage's chain."""
     origin = start_of(context.recipe, name)
     while origin[0] == "stage":

@@ -407,12 +407,15 @@ def test_a_tokenizer_without_bytes_is_refused_before_the_teacher_answers(run: Ru
     words = Tokenizer(models.WordLevel({"one": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="one").save_pretrained(tmp_path / "teacher")
-    where = dataclasses.replace(context(run), teacher=tmp_path / "teacher")
-    with pytest.raises(PosttrainError, match="teacher's tokenizer is not a byte-level one"):
-        where.recipe.stages["student"].build_data(where)
-    where = dataclasses.replace(context(run, train={"use_extended_uld": False}), teacher=tmp_path / "teacher")
-    stage: Any = where.recipe.stages["student"]
-    stage._check_tokenizers(where)
+    for teacher, said in (
+        (tmp_path / "teacher", "teacher's tokenizer is not a byte-level one"),
+        (tmp_path / "nowhere", "not be loaded"),
+    ):
+        where = context(run, teacher=str(teacher))
+        with pytest.raises(PosttrainError, match=said):
+            where.recipe.stages["student"].check_outside(where)
+    where = context(run, teacher=str(tmp_path / "teacher"), train={"use_extended_uld": False})
+    where.recipe.stages["student"].check_outside(where)
 
 
 def test_student_and_teacher_are_compared_on_the_bytes_of_answers(run: RunDir) -> None:
