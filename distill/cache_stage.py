@@ -77,8 +77,9 @@ def build_data(stage: SftStage, logits: StoredLogits, context: StageContext) -> 
         check_tokenizers(tokenizer, load_tokenizer(context.teacher), str(context.teacher))
     answers = _folder(logits, context, "answers", answers_fingerprint(stage, context, tokenizer))
     with in_turn(answers, context.name):
-        there = is_complete(answers / "data")
-        funnel = _answers(stage, SharedContext(**{**vars(context), "dir": StageDir(answers)}))
+        whose = str(context.dir.path.resolve())
+        funnel = _answers(stage, SharedContext(**{**vars(context), "dir": StageDir(answers)}), whose)
+        there = read_json(answers / "data" / MANIFEST).get("made_for") != whose
         _link(answers / "data", context.dir.data)
     cache, asked = _store(logits, context, tokenizer, funnel["tokens"]["supervised_tokens"])
     told = {"tokens": cache.tokens, "asked_of_the_teacher": asked, "answers_were_there": there}
@@ -188,8 +189,12 @@ def _folder(logits: StoredLogits, context: StageContext, what: str, fingerprint:
     return folder
 
 
-def _answers(stage: SftStage, shared: SharedContext) -> dict[str, Any]:
-    """The funnel of the teacher's answers, which are made if they are not there."""
+def _answers(stage: SftStage, shared: SharedContext, whose: str) -> dict[str, Any]:
+    """The funnel of the teacher's answers, which are made if they are not there.
+
+    Args:
+        whose: the stage that they are made for, and that they are a cost of.
+    """
     data = shared.dir.data
     if is_complete(data):
         log.info("%s: the teacher's answers are there already", shared.name)
@@ -197,7 +202,7 @@ def _answers(stage: SftStage, shared: SharedContext) -> dict[str, Any]:
         return funnel
     data.mkdir(parents=True, exist_ok=True)
     funnel = stage.build_data(shared)
-    seal(data, funnel=funnel)
+    seal(data, funnel=funnel, made_for=whose)
     return funnel
 
 
