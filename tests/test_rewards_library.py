@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from posttrain.rl.rewards.hacking import LIMIT, Found, search
 from posttrain.rl.rewards.probe_rows import FORM_PROBES
 from posttrain.rl.rewards.probes import names, probe
 from posttrain.rl.rewards.tricks import answered
+from posttrain.tasks import isolated
 from posttrain.tasks.constraints import length_error, sentences_of, words_of
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.structured import NotJson, read_json_answer, same_json
 from posttrain.tasks.task import check_gold, plain_message, verdict_of
 from posttrain.templates.families import get_family
 from posttrain.templates.parse import parse
+from tests.scripted_server import scripted
 
 SMALL = [name for name in names() if name not in FORM and hasattr(get_task(name), "draw") and name != "constraints"]
 
@@ -163,6 +166,31 @@ def test_json_may_be_asked_for_by_its_schema_alone() -> None:
         reader({"prompt": "?", "entry": {"schema": {"type": "objekt"}}}, 1)
     with pytest.raises(BadRow, match="breaks its own schema"):
         reader({"prompt": "?", "entry": {"schema": schema, "value": {"n": 1}}}, 1)
+
+
+def test_no_answer_keeps_a_schema_busy_and_none_breaks_it() -> None:
+    number = row("json", schema={"properties": {"n": {"type": "number", "multipleOf": 0.1}}})
+    for digits in ("1e999", "-1e999", "9" * 4000, "9" * 5000):
+        assert score("json", f'{{"n": {digits}}}', number) == 0.0
+    nested = {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
+    assert score("json", "[[], [[]]]", row("json", schema=nested)) == 1.0
+    for depth in (300, 900):
+        assert score("json", "[" * depth + "]" * depth, row("json", schema=nested)) in (0.0, 1.0)
+    slow = row("json", schema={"pattern": "^(a+)+$"})
+    before = time.monotonic()
+    assert score("json", f'"{"a" * 40}!"', slow) == 0.0
+    assert time.monotonic() - before < 60.0
+    assert score("json", '"aa"', slow) == 1.0
+
+
+def test_a_schema_is_asked_for_nothing_outside_itself() -> None:
+    with scripted(lambda path, body: {}) as it:
+        elsewhere = row("json", schema={"$ref": f"{it.url}/schema"})
+        with pytest.raises(isolated.Fault, match="Unresolvable"):
+            score("json", "{}", elsewhere)
+    assert it.connections == 0
+    with pytest.raises(BadRow, match="is no object"):
+        RowReader("mine", "queries", "json")({"prompt": "?", "entry": {"schema": 5}}, 1)
 
 
 jsons = st.recursive(

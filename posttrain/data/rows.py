@@ -141,7 +141,7 @@ class RowReader:
             return None
         try:
             value = json.loads(entry)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "its entry is no JSON"
         return check(value) if isinstance(value, dict) else "its entry is no JSON object"
 

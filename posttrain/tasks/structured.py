@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
+from posttrain.tasks import isolated
 from posttrain.tasks.procedural import ANIMALS, COLORS, Drawn, Procedural, entry_of
+from posttrain.tasks.schema_worker import validator_of
 from posttrain.tasks.task import Verdict
 from posttrain.templates.parsed import ParsedMessage
 
+log = logging.getLogger("posttrain")
+
+DEADLINE = 5.0  # CPU-seconds that an answer may be held against its schema
 LONGEST = 100_000  # characters
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL)
 RECORD: dict[str, Any] = {
@@ -43,7 +50,7 @@ def read_json_answer(content: str) -> Any:
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1]
     try:
-        return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise NotJson(str(error)) from error
 
@@ -59,6 +66,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return number
+
+
 def same_json(one: Any, other: Any) -> bool:
     """Equal as JSON: true is not 1, 1.0 is 1, and the order of keys is nothing."""
     if isinstance(one, bool) or isinstance(other, bool):
@@ -70,31 +84,28 @@ def same_json(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@lru_cache(maxsize=256)
-def _validator(schema: str) -> Any:
-    from jsonschema.validators import validator_for
-
-    value = json.loads(schema)
-    cls = validator_for(value)
-    cls.check_schema(value)
-    return cls(value)
-
-
 def schema_fault(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """The first place where a value breaks a JSON schema, or None. Raises jsonschema's SchemaError for no schema."""
-    error = next(iter(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value)), None)
-    if error is None:
-        return None
-    return f"{error.json_path}: {error.message}"[:200]
+    """The first place where a value breaks a JSON schema, or None. It is looked for in a child process.
+
+    Raises:
+        isolated.Fault: it took too long, or the schema is broken.
+    """
+    return cast("str | None", isolated.call("posttrain.tasks.schema_worker:fault", value, schema, deadline=DEADLINE))
 
 
 class Structured(Procedural):
     """One JSON value: `entry` has the `schema` that it keeps and the `value` that it is, either or both; without an
     entry, `answer` is the value. Its own problems are records of three fields.
+
+    Attributes:
+        faults: answers that could not be held against their schema and score 0, counted by kind.
     """
 
     name = "json"
     domain = "structured_output"
+
+    def __init__(self) -> None:
+        self.faults: Counter[str] = Counter()
 
     def draw(self, rng: random.Random) -> Drawn:
         value = {"name": rng.choice(ANIMALS), "color": rng.choice(COLORS), "age": rng.randrange(10)}
@@ -110,13 +121,25 @@ class Structured(Procedural):
         except NotJson as error:
             return Verdict(0.0, f"no JSON: {error}"[:200])
         entry = entry_of(query)
-        if "schema" in entry and (fault := schema_fault(value, entry["schema"])):
+        if "schema" in entry and (fault := self._fault(value, entry["schema"])):
             return Verdict(0.0, f"breaks the schema at {fault}")
         if "schema" not in entry or "value" in entry:
             wanted = entry["value"] if "value" in entry else json.loads(query["answer"])
             if not same_json(value, wanted):
                 return Verdict(0.0, "another value than was asked for")
         return Verdict(1.0, "valid")
+
+    def _fault(self, value: Any, schema: Mapping[str, Any]) -> str | None:
+        try:
+            return schema_fault(value, schema)
+        except (isolated.Fault, RecursionError) as fault:
+            kind = getattr(fault, "kind", "depth")
+            if kind == "raised":  # the row's own fault: its schema refers to what is not there
+                raise
+            self.faults[kind] += 1
+            if self.faults[kind] == 1:
+                log.warning("json: an answer could not be held against its schema (%s); such answers score 0", fault)
+            return f"$: {fault}"
 
     def gold(self, query: Mapping[str, Any]) -> str:
         entry = entry_of(query)
@@ -128,17 +151,21 @@ class Structured(Procedural):
 
         if "schema" not in entry:
             return None if "value" in entry else "its entry has neither `schema` nor `value`"
+        if not isinstance(entry["schema"], dict):
+            return f"its schema is none: {entry['schema']!r:.80} is no object"
         try:
+            validator_of(entry["schema"])
             fault = schema_fault(entry["value"], entry["schema"]) if "value" in entry else None
-            _validator(json.dumps(entry["schema"], sort_keys=True))
         except SchemaError as error:
             return f"its schema is none: {error.message}"[:200]
+        except isolated.Fault as error:
+            return f"its schema cannot be held against anything: {error}"[:200]
         return f"its value breaks its own schema at {fault}" if fault else None
 
     def problem(self, answer: str) -> str | None:
         """Why a row without an entry cannot be scored, or None."""
         try:
             json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"its answer is no JSON: {error}"
         return None

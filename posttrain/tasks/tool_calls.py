@@ -107,7 +107,7 @@ class ToolCalls(Procedural):
         """Why a row without an entry cannot be scored, or None."""
         try:
             return _calls_problem(json.loads(answer))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"its answer is no JSON: {error}"
 
 

@@ -132,7 +132,10 @@ def _unscorable(query: Mapping[str, Any]) -> str | None:
     except PosttrainError as error:
         return "; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)
     if query["entry"]:
-        value = json.loads(query["entry"])
+        try:
+            value = json.loads(query["entry"])
+        except (ValueError, RecursionError) as error:
+            return f"`entry` is no JSON: {error}"
         if not isinstance(value, dict):
             return "`entry` is an object, or the text of one"
         check = getattr(task, "entry_problem", None)
