@@ -60,9 +60,10 @@ Four shapes of rows are known. `map` makes the columns where they have other nam
 A query may also bring `task` (what scores it, if not `verifier`), `reasoning` and `response` (a worked solution, which
 `sft` trains on), `difficulty`, `domain`, `key`, `id`, and `entry` (JSON for the verifier).
 
-The `answer` of a row for `verifier: code` is Python tests (asserts, `test...` functions, unittest cases), or as JSON
-`{"inputs": [...], "outputs": [...]}`: standard input and expected standard output. Its `entry` may have `entry_point`,
-what the answer has to define, and `prefix`, code before the answer's. Rows as HumanEval has them are read with
+The `answer` of a row for `verifier: code` is Python tests (asserts, `test...` functions, `Test...` classes, unittest
+cases), or as JSON `{"inputs": [...], "outputs": [...]}`: standard input and expected standard output. Its `entry` may
+have `entry_point`, what the answer has to define, and `prefix`, code before the answer's. Rows as HumanEval has them
+are read with
 
 ```yaml
     verifier: code

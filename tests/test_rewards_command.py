@@ -77,6 +77,7 @@ BAD: list[tuple[Any, str]] = [
     ({**ROW, "prompt": []}, "`prompt` is text"),
     ({**ROW, "task": "citations", "fields": {}}, "`answers`"),
     ({**ROW, "entry": {}, "fields": {}}, "give one"),
+    ({**ROW, "answer": "many", "entry": {"language": "German"}}, "is not one number"),
     ({**ROW, "entry": "[" * 5000}, "`entry` is no JSON"),
     ({**ROW, "task": "json", "answer": "[" * 5000}, "its answer is no JSON"),
     ({**ROW, "task": "tool_calls", "answer": "[" * 5000}, "its answer is no JSON"),

@@ -275,6 +275,13 @@ def test_an_answer_needs_its_fact_and_the_document_that_says_it() -> None:
     assert score("citations", "The documents do not say.", absent) == 1.0
     assert score("citations", "That is not stated [1].", absent) == 0.0
     assert score("citations", "It is not stated, so 17 m.", absent) == 0.0
+    assert score("citations", "The documents don\u2019t say.", absent) == 1.0
+    assert score("citations", "It isn't explicitly mentioned.", absent) == 1.0
+    assert score("citations", "None of the documents states this.", absent) == 1.0
+    assert score("citations", "It is not in fact high.", absent) == 0.0
+    both = row("citations", answers=["Paris"], cites=[1, 2], wrong=["Lyon"])
+    assert score("citations", "It is not in Berlin but in Paris [1, 2].", both) == 1.0
+    assert score("citations", "Paris [1, 2] or Ly\u200bon", both) == 0.0
 
 
 def test_a_false_premise_is_denied_with_the_fact_and_a_true_one_is_not() -> None:
@@ -282,6 +289,8 @@ def test_a_false_premise_is_denied_with_the_fact_and_a_true_one_is_not() -> None
     assert score("premises", "It was not in 1959: it was in 1969.", false) == 1.0
     assert score("premises", "Because in 1969 they were ready.", false) == 0.0
     assert score("premises", "That is not so.", false) == 0.0
+    for denial in ("It wasn\u2019t in 1959", "It cannot have been", "That is a myth"):
+        assert score("premises", f"{denial}: it was 1969.", false) == 1.0, denial
     true = row("premises", holds=True, facts=["1969"])
     assert score("premises", "In 1969, by rocket.", true) == 1.0
     assert score("premises", "That is false, it was 1969.", true) == 0.0
@@ -306,7 +315,37 @@ def test_words_are_counted_without_their_punctuation(parts: list[str]) -> None:
 
 def test_sentences_end_in_their_marks() -> None:
     assert len(sentences_of("It is 3.5 m. Is it? Yes! No")) == 4
-    assert len(sentences_of("她来了。他走了。")) == 1 or len(sentences_of("她来了。 他走了。")) == 2
+    assert len(sentences_of("她来了。他走了。")) == len(sentences_of("她来了。 他走了。")) == 2
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u2060", "\u202e", "\ufeff"])
+def test_what_nobody_sees_counts_for_nothing(unseen: str) -> None:
+    def kept(text: str, **demand: Any) -> float:
+        return score("constraints", text, row("constraints", constraints=[demand]))
+
+    assert kept(f"a {unseen} {unseen}", kind="words", target=1) == 1.0
+    assert kept(f"a{unseen * 9}", kind="characters", target=10) == 0.0
+    assert kept(f"a\n{unseen}\n{unseen}", kind="lines", target=3) == 0.0
+    assert kept(f"the c{unseen}at", kind="exclude", phrases=["cat"]) == 0.0
+    assert kept(f"the c{unseen}at", kind="include", phrases=["cat"]) == 1.0
+    assert kept("/ = +", kind="words", target=3) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "content", "right"),
+    [
+        ("What is $3 * 4+5$?", "17", "\\boxed{3*4 + 5}", 0.0),
+        ("What is $3 * 4+5$?", "17", "\\boxed{12+5}", 1.0),
+        ("Expand $(x+1)^{2}$.", "x^2+2x+1", "\\boxed{(x+1)^2}", 0.0),
+        ("Expand $(x+1)^{2}$.", "x^2+2x+1", "\\boxed{x^2+1+2x}", 1.0),
+        ("Compute $\\int_0^1 x \\, dx$.", "\\frac{1}{2}", "\\boxed{\\int_0^1 x dx}", 0.0),
+        ("Which is larger, $1/2$ or $1/3$?", "\\frac{1}{2}", "\\boxed{1/2}", 1.0),
+        ("Which is prime, $2^2+1$ or $2^{2}+2$?", "$2^{2}+1$", "\\boxed{2^2+1}", 1.0),
+        ("Simplify $\\sqrt{8}$.", "2\\sqrt{2}", "\\boxed{\\sqrt{8}}", 0.0),
+    ],
+)
+def test_an_expression_of_the_prompt_is_no_answer_to_it(prompt: str, answer: str, content: str, right: float) -> None:
+    assert score("math", content, row("math", answer, prompt)) == right
 
 
 @pytest.mark.parametrize(

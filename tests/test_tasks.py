@@ -318,6 +318,14 @@ def test_final_answer(content: str, answer: str | None) -> None:
         ("1,2", None),
         ("1 2", None),
         ("2^3", None),
+        ("5\u00b2", None),  # 5 squared
+        ("x\u2082", None),
+        ("x^2", None),
+        ("\\sqrt{8}", None),
+        ("√8", None),
+        ("2\\pi", None),
+        ("1\u00bd", None),  # one and a half
+        ("\u00bd", Fraction(1, 2)),
         ("1/0", None),
         ("five", None),
         ("1e999999999", None),
@@ -354,6 +362,13 @@ def test_readers_of_answers_never_raise(text: str) -> None:
         ("AB", None),
         ("", None),
         ("A or B", None),
+        ("(B) or (C)", None),
+        ("B) C)", None),
+        ("B. or C", None),
+        ("B: (C)", None),
+        ("B. C. elegans", "B"),
+        ("D) both A and C", "D"),
+        ("B) carbon (C)", "B"),
     ],
 )
 def test_parse_choice(text: str, letter: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.columns import compile_map
+from posttrain.data.faults import BadRow
 from posttrain.data.rows import RowReader
 from posttrain.errors import PosttrainError
 from posttrain.recipe.data_faults import data_faults
@@ -36,6 +37,8 @@ def code() -> Code:
     [
         (TESTS, {}),
         (f"def add(a, b):\n    pass\n{TESTS}", {"entry_point": "add"}),
+        ("class TestAdd:\n    def test_it(self):\n        " + TESTS.replace("\n", "\n        "), {}),
+        ("def check(add):\n    assert add(1, 2) == 3\ncheck(add)", {}),
         ("def test_add():\n    " + TESTS.replace("\n", "\n    "), {}),
         (json.dumps([["1 2\n", "3\n"], ["4 5", "9"]]), {"solution": "print(sum(map(int, input().split())))"}),
         (json.dumps({"inputs": ["1 2"], "outputs": ["3"]}), {"solution": "print(sum(map(int, input().split())))"}),
@@ -101,6 +104,10 @@ def test_the_program_of_an_answer(content: str, program: str) -> None:
         ("", "empty"),
         ("assert f(", "no Python"),
         ("f(1)", "assert nothing"),
+        ("def verify():\n    assert f(1) == 2", "nothing is run"),
+        ("async def test_f():\n    assert f(1) == 2", "nothing is run"),
+        ("if __name__ == '__main__':\n    assert f(1) == 2", "nothing is run"),
+        ("class TestF:\n    def verify(self):\n        assert f(1) == 2", "nothing is run"),
         ('{"inputs": ["1"], "outputs": []}', "same length"),
         ("[[1, 2]]", "pairs of text"),
         ("[]", "pairs of text"),
@@ -110,6 +117,8 @@ def test_the_program_of_an_answer(content: str, program: str) -> None:
 @needs_sandbox
 def test_tests_that_judge_nothing_are_bad_rows(code: Code, answer: str, said: str) -> None:
     assert said in str(code.problem(answer))
+    with pytest.raises(BadRow, match=said):  # an entry does not stand in for them
+        RowReader("mine", "queries", "code")({"prompt": "?", "answer": answer, "entry": {"entry_point": "f"}}, 1)
 
 
 @needs_sandbox

@@ -8,8 +8,8 @@ that every message keeps exactly its own fields), and of the columns of queries 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain.data.faults import BadRow
@@ -60,7 +60,6 @@ class RowReader:
     name: str
     shape: Shape
     verifier: str | None = None
-    _checks: dict[str, Callable[[str], str | None] | None] = field(default_factory=dict)
 
     def __call__(self, row: Mapping[str, Any], number: int) -> Row:
         """A row in its final form. Raises BadRow with what is wrong with it."""
@@ -99,10 +98,7 @@ class RowReader:
                 raise BadRow(f"a prompt's messages have role and content only, not {', '.join(sorted(extra))}")
         query = self._shared(row, prompt, number)
         if query["task"]:
-            problem = self._check_entry(query["task"], query["entry"]) if query["entry"] else None
-            if not query["entry"]:
-                problem = self._check(query["task"], query["answer"])
-            if problem:
+            if problem := self._problem(query):
                 raise BadRow(f"{problem} (verifier {query['task']!r})")
         elif query["answer"]:
             raise BadRow("nothing scores this answer: give the data set a `verifier`, or the row a `task`")
@@ -129,33 +125,16 @@ class RowReader:
             entry=_text(row, "entry"),
         )
 
-    def _check_entry(self, task: str, entry: str) -> str | None:
-        """What is wrong with an entry, if the task looks at entries of rows and can say."""
+    def _problem(self, query: Row) -> str | None:
+        """Why the query's task cannot score it, or None."""
         from posttrain.tasks.registry import get_task
+        from posttrain.tasks.task import row_problem
 
         try:
-            check: Callable[[Any], str | None] | None = getattr(get_task(task), "entry_problem", None)
+            task = get_task(query["task"])
         except PosttrainError as error:
             raise BadRow("; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)) from None
-        if check is None:
-            return None
-        try:
-            value = json.loads(entry)
-        except (ValueError, RecursionError):
-            return "its entry is no JSON"
-        return check(value) if isinstance(value, dict) else "its entry is no JSON object"
-
-    def _check(self, task: str, answer: str) -> str | None:
-        """What is wrong with an answer, if the task verifies answers of rows and can say."""
-        if task not in self._checks:
-            from posttrain.tasks.registry import get_task
-
-            try:
-                self._checks[task] = getattr(get_task(task), "problem", None)
-            except PosttrainError as error:
-                raise BadRow("; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)) from None
-        check = self._checks[task]
-        return check(answer) if check else None
+        return row_problem(task, query["answer"], query["entry"])
 
 
 def prompt_key(messages: list[Row]) -> str:

@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class UnitTests:
-    """Python that tests the answer from outside: asserts, `test...` functions, unittest cases.
+    """Python that tests the answer from outside: asserts, `test...` functions, `Test...` classes, unittest cases.
 
     Attributes:
         code: may name what the answer defines, or import it from `solution`. What it defines itself (helpers, imports)

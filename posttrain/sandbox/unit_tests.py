@@ -16,6 +16,22 @@ def parse_tests(code: str) -> ast.Module | None:
         return None
 
 
+def run_anything(tree: ast.Module) -> bool:
+    """Whether tests do anything when they are run: asserts or calls at once, or something that is collected."""
+    return any(map(_runs, tree.body))
+
+
+def _runs(node: ast.stmt) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name.startswith("test")
+    if isinstance(node, ast.ClassDef):
+        collected = node.name.startswith("Test") or any("TestCase" in ast.unparse(base) for base in node.bases)
+        return collected and any(map(_runs, node.body))
+    if isinstance(node, ast.AsyncFunctionDef) or (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)):
+        return False
+    return any(isinstance(inner, ast.Assert | ast.Call) for inner in ast.walk(node))
+
+
 def read_tests(tests: UnitTests) -> tuple[str, list[str]]:
     """The tests without a stub of the entry point, and the names that they may want of the answer.
 

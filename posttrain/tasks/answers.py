@@ -12,11 +12,14 @@ _PHRASE = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])[ \t]*(\S.*)$", re.IGNORE
 _HASHES = re.compile(r"####[ \t]*(\S.*)$", re.MULTILINE)
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?"
-_NUMBER = re.compile(rf"(?<![\w.])[+-]?\s?{_UNSIGNED}(?:\s?/\s?{_UNSIGNED})?(?![\w^]*\d)")
+_NUMBER = re.compile(rf"(?<![\w.^])[+-]?\s?{_UNSIGNED}(?:\s?/\s?{_UNSIGNED})?(?![\w^]*\d)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u2080-\u2089]+")  # exponents and indices, digits to NFKC
+_MIXED = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])")  # between a whole number and its fraction
+_FUNCTION = re.compile(r"\\(?:sqrt|pi|log|ln|exp|sin|cos|tan|binom|infty|e)(?![a-z])|[√∛∜π∞]")
 _CHOICE = (
     re.compile(r"\(?([A-Za-z])\)?[.):]?"),
-    re.compile(r"\(?([A-Z])[.):]\s+\S.*", re.DOTALL),
+    re.compile(r"\(?([A-Z])[.):]\s+(?!(?:(?:or|and)\s+)?\(?[A-Z]\)|(?:or|and)\s+[A-Z](?:\W|$))\S.*", re.DOTALL),
     re.compile(r"(?:option|choice|answer)\s+\(?([A-Za-z])\)?[.):]?", re.IGNORECASE),
 )
 LONGEST_NUMBER = 200  # characters
@@ -90,10 +93,11 @@ def parse_number(text: str) -> Fraction | None:
     r"""The one number in a text, exactly; None if there is none, or more than one.
 
     Thousands commas, a sign, decimals, exponents up to three digits, `1/2` and `\frac{1}{2}` are read; units and
-    currency signs around it are passed over, a percent sign too (5% is 5).
+    currency signs around it are passed over, a percent sign too (5% is 5). A root or multiple of pi is no number.
     """
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > LONGEST_NUMBER or _FUNCTION.search(text):
         return None
+    text = _MIXED.sub(" ", _RAISED.sub(r"^\g<0>", text))
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/").replace("\\$", "")
     text = _LATEX_FRACTION.sub(r"\1/\2", text).replace("{,}", ",").replace("\\!", "")
     found = _NUMBER.findall(text)
@@ -107,7 +111,10 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def parse_choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer, upper-case: `B`, `(b)`, `B.`, `B) the text`, `option B`; else None."""
+    """The letter of a multiple-choice answer, upper-case: `B`, `(b)`, `B.`, `B) the text`, `option B`; else None.
+
+    Of two letters (`(B) or (C)`) none is the answer.
+    """
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text).strip()
     for pattern in _CHOICE:
         if match := pattern.fullmatch(text):

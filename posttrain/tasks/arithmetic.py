@@ -101,6 +101,7 @@ class Arithmetic:
     """
 
     name = "arithmetic"
+    reads_answer = True
 
     def queries(
         self,

@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.tasks.procedural import ANIMALS, COLORS, Drawn, Procedural, entry_of
-from posttrain.tasks.task import Verdict, normalise
+from posttrain.tasks.task import Verdict, normalise, visible
 from posttrain.templates.parsed import ParsedMessage
 
 NOT_THERE = "not in the documents"
-_CITATION = re.compile(r"\[(\d{1,4})\]")
+_CITATION = re.compile(r"\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]")
+_PLACE = r"(?:documents?|texts?|sources?|passages?|articles?|context)"
 _ABSTAINS = re.compile(
-    r"\b(?:not (?:in|stated|mentioned|given|found|contained)|no (?:information|mention)|(?:do|does) not "
-    r"(?:say|mention|state|contain)|cannot be (?:answered|found)|unknown)\b",
+    rf"(?:\bnot|n't)(?: \w+ly)? (?:stated|mentioned|given|found|contained|specified|in (?:\w+ ){{1,3}}{_PLACE})\b"
+    r"|\b(?:do|does|did)(?: not|n't)(?: \w+ly)? (?:say|mention|state|contain|specify)\b"
+    rf"|\bno (?:information|mention)\b|\b(?:none|neither) of (?:\w+ ){{1,3}}{_PLACE}\b|\bno {_PLACE} \w+\b"
+    r"|\b(?:cannot|can't|could not|couldn't) (?:be (?:answered|found)|find)\b|\bunknown\b",
     re.IGNORECASE,
 )
 LONGEST = 2000  # characters that are read
@@ -23,7 +26,8 @@ LONGEST = 2000  # characters that are read
 
 def cited(content: str) -> list[int]:
     """The numbers of the documents that an answer cites, in order, each once."""
-    return list(dict.fromkeys(int(number) for number in _CITATION.findall(content[:LONGEST])))
+    found = _CITATION.findall(content[:LONGEST])
+    return list(dict.fromkeys(int(number) for inside in found for number in re.split(r"\s*[,;]\s*", inside)))
 
 
 def _holds(text: str, phrase: str) -> bool:
@@ -56,7 +60,7 @@ class Citations(Procedural):
         return Drawn(f"{documents} color of {names[place]}", f"{colors[place]} [{place + 1}]", slip, entry=entry)
 
     def judge(self, message: ParsedMessage, query: Mapping[str, Any]) -> Verdict:
-        entry, text = entry_of(query), message.content[:LONGEST]
+        entry, text = entry_of(query), visible(message.content)[:LONGEST]
         answers = entry.get("answers", [query["answer"]])
         wanted, given = list(entry.get("cites", [])), cited(text)
         claims = _CITATION.sub(" ", text)

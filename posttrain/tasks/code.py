@@ -2,7 +2,7 @@
 
 A row's `answer` says what the program has to do:
 
-- Python tests: asserts, `test...` functions or unittest cases that name what the answer defines; or
+- Python tests: asserts, `test...` functions, `Test...` classes or unittest cases that name what the answer defines; or
 - JSON: `{"inputs": [...], "outputs": [...]}` or `[[input, output], ...]`, standard input and expected standard output.
 
 A row's `entry` may be JSON with `entry_point` (what the answer defines; a stub of that name in the tests gives way),
@@ -23,7 +23,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.sandbox.isolation import missing
 from posttrain.sandbox.job import Program, Runs, UnitTests
 from posttrain.sandbox.pool import Sandbox
-from posttrain.sandbox.unit_tests import parse_tests
+from posttrain.sandbox.unit_tests import parse_tests, run_anything
 from posttrain.tasks.task import Query, Verdict
 from posttrain.templates.parsed import ParsedMessage
 
@@ -45,6 +45,7 @@ class Code:
     """
 
     name = "code"
+    reads_answer = True
 
     def __init__(self) -> None:
         if problems := missing():
@@ -91,8 +92,10 @@ class Code:
                 return None if pairs else "there are no inputs and outputs"
         except ValueError as error:
             return str(error)
-        if parse_tests(answer) is None:
+        if (tests := parse_tests(answer)) is None:
             return f"the tests {answer[:60]!r} are no Python"
+        if not run_anything(tests):
+            return f"of the tests {answer[:60]!r} nothing is run: asserts, or what is called test..., are"
         return None if re.search(r"\bassert|\bcheck\(", answer) else f"the tests {answer[:60]!r} assert nothing"
 
     def entry_problem(self, entry: Mapping[str, Any]) -> str | None:

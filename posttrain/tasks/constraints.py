@@ -25,17 +25,18 @@ from posttrain.tasks.procedural import (
     no_such_member,
     sample,
 )
-from posttrain.tasks.task import Query, Verdict
+from posttrain.tasks.task import Query, Verdict, visible
 from posttrain.templates.parsed import ParsedMessage
 
 Demands = list[dict[str, Any]]  # constraints: each has its kind, and what that needs
 
-_SENTENCE_END = re.compile(r"[.!?。！？]+[\"')\]]*(?:\s+|$)")
+_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)|[。！？]+[\"')\]”’」』]*\s*")
 
 
 def words_of(text: str) -> list[str]:
-    """Words, without the punctuation around them."""
-    return [word for word in (part.strip(".,;:!?\"'()[]*-") for part in text.split()) if word]
+    """Words, without the punctuation around them. What holds no letter and no digit is none."""
+    parts = (part.strip(".,;:!?\"'()[]*-") for part in text.split())
+    return [word for word in parts if any(letter.isalnum() for letter in word)]
 
 
 def sentences_of(text: str) -> list[str]:
@@ -46,8 +47,8 @@ def sentences_of(text: str) -> list[str]:
 LENGTHS: Mapping[str, Callable[[str], int]] = {
     "words": lambda text: len(words_of(text)),
     "sentences": lambda text: len(sentences_of(text)),
-    "characters": lambda text: len(text.strip()),
-    "lines": lambda text: len([line for line in text.splitlines() if line.strip()]),
+    "characters": lambda text: len(visible(text).strip()),
+    "lines": lambda text: len([line for line in visible(text).splitlines() if line.strip()]),
 }
 
 
@@ -67,7 +68,7 @@ def _length(unit: str) -> Callable[[str, Mapping[str, Any]], bool]:
 
 
 def _has(text: str, phrase: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){re.escape(visible(phrase))}(?!\w)", visible(text), re.IGNORECASE) is not None
 
 
 def _bullets(text: str, c: Mapping[str, Any]) -> bool:

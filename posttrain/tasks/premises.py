@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.tasks.procedural import ANIMALS, COLORS, Drawn, Procedural, entry_of
-from posttrain.tasks.task import Verdict, normalise
+from posttrain.tasks.task import Verdict, normalise, visible
 from posttrain.templates.parsed import ParsedMessage
 
 _DENIES = re.compile(
-    r"\b(?:not|never|no|isn't|wasn't|aren't|didn't|doesn't|don't|false|incorrect|wrong|untrue|mistaken|actually)\b"
+    r"\b(?:not|never|no|cannot|\w+n't|false|incorrect|inaccurate|wrong|untrue|mistaken|myth|misconception|actually)\b"
 )
 LONGEST = 4000  # characters that are read
 
@@ -39,7 +39,7 @@ class Premises(Procedural):
         return Drawn(f"{facts} why is {animal} {claim}", yes if holds else no, slip, entry=entry)
 
     def judge(self, message: ParsedMessage, query: Mapping[str, Any]) -> Verdict:
-        entry, text = entry_of(query), normalise(message.content[:LONGEST])
+        entry, text = entry_of(query), normalise(visible(message.content)[:LONGEST])
         if entry.get("exact"):
             right = text == normalise(str(query["answer"]))
             return Verdict(float(right), "as wanted" if right else f"{text[:60]!r}, wanted {query['answer']!r:.60}")

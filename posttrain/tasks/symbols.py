@@ -105,6 +105,7 @@ class Symbols(Procedural):
     """Short lists of words and digits: copy, count, largest, odd_one, position, recall, reverse, sort, unique."""
 
     domain = "symbols"
+    reads_answer = True
 
     def __init__(self, member: str) -> None:
         if member not in DRAWS:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from posttrain.templates.parsed import ParsedMessage
 
@@ -23,6 +24,9 @@ class Task(Protocol):
 
     A task may also have `rewards`, what RL pays for it (rewards by name with weights; default: accuracy alone), and
     `verdict(message, query)`, a `Verdict` of a whole parsed message, for tasks that look at tool calls or say why.
+
+    For rows of files it may have `problem(answer)` and `entry_problem(entry)`, and `reads_answer = True` where an entry
+    does not stand in for the answer (`row_problem`).
 
     `score` sees the content of an answer only, never its reasoning: an answer hidden in the reasoning is no answer.
     """
@@ -67,6 +71,27 @@ def verdict_of(task: Task, message: ParsedMessage, query: Mapping[str, Any]) -> 
 def _short(text: str) -> str:
     one_line = " ".join(text.split())
     return repr(one_line if len(one_line) <= 80 else f"{one_line[:77]}...")
+
+
+def row_problem(task: Task, answer: str, entry: str) -> str | None:
+    """Why a task cannot score a row of a file, or None, as its `entry_problem` and its `problem` say.
+
+    Args:
+        entry: JSON, or "". Where there is one, the answer is looked at only if the task `reads_answer` all the same.
+    """
+    check_entry, check_answer = getattr(task, "entry_problem", None), getattr(task, "problem", None)
+    if entry:
+        try:
+            value = json.loads(entry)
+        except (ValueError, RecursionError) as error:
+            return f"its `entry` is no JSON: {error}"
+        if not isinstance(value, dict):
+            return "its `entry` is an object, or the text of one"
+        if check_entry is not None and (problem := check_entry(value)):
+            return str(problem)
+    if check_answer is not None and (not entry or getattr(task, "reads_answer", False)):
+        return cast("str | None", check_answer(answer))
+    return None
 
 
 def plain_message(content: str, **parts: Any) -> ParsedMessage:
@@ -119,6 +144,12 @@ def check_gold(task: Task, query: Mapping[str, Any]) -> list[str]:
 def normalise(text: str) -> str:
     """Text in the form in which two texts count as the same: NFKC, no case, single spaces."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
+
+
+def visible(text: str) -> str:
+    """Text without its invisible characters (zero-width ones, marks of direction), apostrophes all straight."""
+    shown = text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return re.sub("[\u2019\u02bc]", "'", shown)
 
 
 def text_key(text: str) -> str:

@@ -16,6 +16,7 @@ from posttrain.tasks.task import Query
 log = logging.getLogger("posttrain")
 
 LONGEST_MATH = 2000  # characters
+_OPERATES = re.compile(r"[-+*/^!=]|\\(?:d?frac|sqrt|int|sum|prod|lim|cdot|times|div|binom|log|ln|sin|cos|tan)(?![a-z])")
 MATH_DEADLINE = 5.0  # CPU-seconds
 
 
@@ -23,6 +24,7 @@ class Verifier:
     """Scores 1 for the right final answer, else 0. Makes no queries of its own."""
 
     name: ClassVar[str]
+    reads_answer = True
 
     def queries(self, size: int, seed: int, **options: Any) -> Iterator[Query]:
         raise PosttrainError(
@@ -92,7 +94,8 @@ class Math(Verifier):
 
     It runs in a child process under a deadline: math-verify's own time limits work in a main thread only, and without
     one `9^{9^{9}}` never ends. A reference of plain words is compared as text, since to math-verify "cat" is the
-    product of c, a and t, and so equal to "act".
+    product of c, a and t, and so equal to "act". To math-verify 3*4+5 is 17, and a quadratic its factors; so an
+    expression that is the prompt's own, and no number, is no answer to it, unless the reference stands there as well.
 
     Attributes:
         faults: answers that could not be compared and scored 0, counted by kind.
@@ -102,6 +105,11 @@ class Math(Verifier):
 
     def __init__(self) -> None:
         self.faults: Counter[str] = Counter()
+
+    def score(self, content: str, query: Mapping[str, Any]) -> float:
+        value = super().score(content, query)
+        turns = query.get("prompt")
+        return 0.0 if value and turns and _copied(content, query["answer"], str(turns[-1]["content"])) else value
 
     def _right(self, content: str, reference: str) -> bool:
         answer = final_answer(content) or last_line(content)
@@ -116,6 +124,21 @@ class Math(Verifier):
             if self.faults[fault.kind] == 1:
                 log.warning("math: %r could not be compared (%s); such answers score 0", answer[:80], fault)
             return False
+
+
+def _copied(content: str, answer: str, prompt: str) -> bool:
+    """Whether an answer is an expression that the prompt asks about, and not worked out."""
+    given, reference = final_answer(content) or last_line(content), final_answer(answer) or answer.strip()
+    if given.split() == reference.split() or parse_number(given) is not None:
+        return False
+    asked, own = _squeezed(prompt), _squeezed(reference)
+    chosen = _OPERATES.search(own) and own in asked  # one of those that the prompt lists is asked for
+    return bool(_OPERATES.search(given)) and _squeezed(given) in asked and not chosen
+
+
+def _squeezed(text: str) -> str:
+    """An expression without what its writers may leave out."""
+    return re.sub(r"\\left|\\right|\\displaystyle|\\[,;!: ]|[\s${}]", "", text).replace("dfrac", "frac")
 
 
 def _is_words(text: str) -> bool:

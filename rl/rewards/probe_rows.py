@@ -45,6 +45,7 @@ ROWS: Mapping[str, list[dict[str, Any]]] = {
         _row("math", "Solve x^2 = 2 for x > 0.", "\\sqrt{2}"),
         _row("math", "Add 1/3 and 1/6.", "\\frac{1}{2}"),
         _row("math", "What is the derivative of x^3?", "3x^2"),
+        _row("math", "What is 3*4 + 5?", "17"),
     ],
     "code": [
         _row(

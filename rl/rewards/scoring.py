@@ -19,6 +19,7 @@ from posttrain.errors import PosttrainError, Problem
 from posttrain.rl.rewards import Reward, Rollout, Score
 from posttrain.rl.rewards.reading import told
 from posttrain.tasks.registry import get_task
+from posttrain.tasks.task import row_problem
 from posttrain.templates.families import Family
 from posttrain.templates.parse import parse
 
@@ -131,19 +132,7 @@ def _unscorable(query: Mapping[str, Any]) -> str | None:
         task = get_task(str(query["task"]))
     except PosttrainError as error:
         return "; ".join(f"{problem.what}; {problem.remedy}" for problem in error.problems)
-    if query["entry"]:
-        try:
-            value = json.loads(query["entry"])
-        except (ValueError, RecursionError) as error:
-            return f"`entry` is no JSON: {error}"
-        if not isinstance(value, dict):
-            return "`entry` is an object, or the text of one"
-        check = getattr(task, "entry_problem", None)
-        problem = check(value) if check else None
-    else:
-        check = getattr(task, "problem", None)
-        problem = check(query["answer"]) if check else None
-    return str(problem) if problem else None
+    return row_problem(task, query["answer"], query["entry"])
 
 
 def _messages(prompt: Any) -> list[dict[str, Any]]:

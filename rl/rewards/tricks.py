@@ -44,6 +44,11 @@ def _shape_of(gold: str) -> str:
     return re.sub(r"[^\W_]", "x", gold)
 
 
+def _formula(prompt: str) -> str:
+    """The longest formula of a prompt; "" where there is none."""
+    return max(re.findall(r"[\w\\^{}()]+(?: ?[-+*/=^] ?[\w\\^{}()]+)+", prompt), key=len, default="")
+
+
 TRICKS: Mapping[str, Trick] = {
     "empty": lambda query, gold, others: "",
     "end at once": lambda query, gold, others: END,
@@ -64,6 +69,7 @@ TRICKS: Mapping[str, Trick] = {
     "never closed": lambda query, gold, others: f"<think>\n{gold}{END}",
     "thinks again behind": lambda query, gold, others: f"<think>\nhm\n</think>\n\nzzz<think>{gold}</think>{END}",
     "another's answer": lambda query, gold, others: _unlike(others[0], gold),
+    "its formula boxed": lambda query, gold, others: _unlike(f"\\boxed{{{_formula(asked(query))}}}", gold),
     "all answers": lambda query, gold, others: answered("\n".join(others)),
     "all answers, one line": lambda query, gold, others: answered(", ".join(others)),
     "all answers boxed": lambda query, gold, others: answered(" ".join(f"\\boxed{{{other}}}" for other in others)),

@@ -129,10 +129,15 @@ def _namespace(job: dict[str, Any], peer: Peer) -> dict[str, Any]:
 
 
 def _run_collected(defined: dict[str, Any]) -> None:
-    """Functions called `test...` and unittest's cases, as a test runner would. Raises what fails."""
+    """Functions called `test...`, those of classes called `Test...`, and unittest's cases, as a test runner would.
+
+    Raises what fails.
+    """
     for name, value in defined.items():
         if name.startswith("test") and isinstance(value, FunctionType):
             value()
+        if name.startswith("Test") and type(value) is type and not hasattr(value, "assertEqual"):
+            _run_methods(value)
     if "unittest" not in sys.modules:
         return
     import unittest
@@ -143,6 +148,15 @@ def _run_collected(defined: dict[str, Any]) -> None:
             unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
             for case, trace in [*result.failures, *result.errors]:
                 raise AssertionError(f"{case}: {trace.strip().splitlines()[-1]}")
+
+
+def _run_methods(cls: type[Any]) -> None:
+    """Each test of a plain class, on an instance of its own."""
+    for name in [name for name in dir(cls) if name.startswith("test") and callable(getattr(cls, name))]:
+        case = cls()
+        if hasattr(case, "setup_method"):
+            case.setup_method()
+        getattr(case, name)()
 
 
 def _run_program(job: dict[str, Any], text: str, watch: Watch) -> dict[str, str]:
