@@ -150,6 +150,7 @@ class OnPolicyDistillationStage(RolloutStage):
         rows = load_from_disk(str(context.dir.data / "train"))
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         enough_rows(context.name, len(rows), per_step)
+        stored = None if self.off_policy is None else self._stored(self.off_policy, context, args, tokenizer, model)
         several = None
         if not isinstance(context.teacher, Path):
             several = load_teachers(context, tokenizer, self.top_k)
@@ -168,8 +169,7 @@ class OnPolicyDistillationStage(RolloutStage):
             trainer.learn_from(several.teachers, several.shares(rows["teacher"]))
         self.set_rollouts(context, trainer, args)
         trainer.watch(self.health, entries=entries_of(tokenizer))
-        if self.off_policy is not None:
-            trainer.stored = self._stored(self.off_policy, context, args, tokenizer)
+        trainer.stored = stored
         return trainer
 
     def _teaches_itself(self, context: StageContext, peft_config: Any | None) -> bool:
@@ -186,14 +186,15 @@ class OnPolicyDistillationStage(RolloutStage):
         match_vocabulary(model, teacher, entries_of(tokenizer))
         return teacher
 
-    def _stored(self, share: OffPolicyShare, context: StageContext, args: Any, tokenizer: Any) -> Any:
+    def _stored(self, share: OffPolicyShare, context: StageContext, args: Any, tokenizer: Any, model: Any) -> Any:
+        from posttrain.data.packing import check_isolation
         from posttrain.distill.schedule import StoredAnswers
         from posttrain.distill.teacher import check_tokenizers
         from posttrain.model.policy import load_tokenizer
 
         other = context.run.stage(share.stage)
         check_tokenizers(tokenizer, load_tokenizer(other.model), f"of stage {share.stage}")
-        return StoredAnswers(
+        stored = StoredAnswers(
             other.data,
             share,
             pad_token_id=tokenizer.pad_token_id,
@@ -202,3 +203,6 @@ class OnPolicyDistillationStage(RolloutStage):
             processes=args.world_size,
             seed=context.seed,
         )
+        if stored.packed:
+            check_isolation(model)
+        return stored

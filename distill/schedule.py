@@ -40,6 +40,9 @@ class StoredAnswers:
     Args:
         data: the stage's data directory.
         batch: rows of one process in one micro-step; micro_steps: of an optimizer step.
+
+    Attributes:
+        packed: whether a row is several samples, which the student must keep apart.
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class StoredAnswers:
 
         self.share = share
         self._rows = load_from_disk(str(data / "train"))
-        packed = "seq_lengths" in self._rows.column_names
-        collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=packed)
+        self.packed = "seq_lengths" in self._rows.column_names
+        collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=self.packed)
         self._collate = CachedCollator(collate, open_cache(data))
         self._batch, self._micro_steps, self._processes, self._seed = batch, micro_steps, processes, seed
 

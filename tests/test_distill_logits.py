@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
+from transformers import Qwen3ForCausalLM
 
 from posttrain.distill.cache_stage import check_stored, open_cache, place_of
 from posttrain.distill.cost import cost
@@ -434,6 +435,30 @@ def test_some_steps_learn_from_stored_answers_and_a_resumed_run_goes_on(root: Pa
             size = size_outside_embeddings(trainer.teacher_model)
             assert trainer._other_forward_tokens() == size * trainer.taught_tokens
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_student_that_lets_packed_answers_read_each_other_is_refused(root: Path) -> None:
+    """The stage that packed them has tried its own student, not this one."""
+
+    class Leaky(Qwen3ForCausalLM):  # type: ignore[misc]
+        def forward(self, input_ids: Any, position_ids: Any = None, **rest: Any) -> Any:
+            return super().forward(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **rest)
+
+    packing = {"packing": True, "train": {**TRAIN, "max_length": 128, "per_device_train_batch_size": 1}}
+    anew(context(root, stage_of({"top_k": 4})))
+    stored = stage_of({"top_k": 4}, **packing)
+    built(root, stored)
+    if not RunDir(root).stage("student_0").model.exists():
+        RunDir(root).stage("student_0").model.symlink_to(RunDir(root).base)
+    stage = on_policy_of(off_policy={"stage": "student_0", "first": 0.5, "last": 0.5})
+    where = dataclasses.replace(context(root, stage, 1), recipe=recipe(student_0=stored, student_1=stage))
+    anew(where)
+    stage.build_data(where)
+    stage.make_trainer(where, load_model(where.start), load_tokenizer(where.start), None)
+    leaky = Leaky.from_pretrained(where.start)
+    with pytest.raises(PosttrainError, match="does not keep packed samples apart"):
+        stage.make_trainer(where, leaky, load_tokenizer(where.start), None)
+    anew(context(root, stored))
 
 
 def test_a_teacher_that_is_the_start_without_its_adapter_has_no_copy(root: Path) -> None:
