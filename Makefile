@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 PIP := $(BIN)/pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 TORCH ?= torch==2.13.0
-BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache endpoint_client served_teacher general_rl_tiny reference_scorers reference_bfcl rollouts games games_tiny environments
+BENCHMARKS := preparation tiny_cpu budget_oracle budget_speed budget_decoding budget_engine budget_server budget_curve sandbox distillation teacher_cache cache_error endpoint_client served_teacher general_rl_tiny reference_scorers reference_bfcl rollouts games games_tiny environments
 
 # Spinning OpenMP threads cost ten times their work on a shared machine.
 export OMP_WAIT_POLICY ?= passive
@@ -94,7 +94,7 @@ test-vllm: setup $(OTHER)/.ready
 	@$(BIN)/python benchmarks/budget_engine.py --python $(OTHER)/bin/python $(STRESS)
 	@$(BIN)/python docs/make_budget_support.py
 
-bench: setup setup-vllm suites
+bench: setup setup-vllm suites smollm2
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

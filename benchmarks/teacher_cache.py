@@ -1,4 +1,4 @@
-"""A teacher's stored log-probabilities: speed against the disk's, size and error against full logits, flat memory.
+"""A teacher's stored log-probabilities: speed against the disk's, memory flat in its size.
 
     python benchmarks/teacher_cache.py                 a million tokens, top 64 of 151,936 entries
 
@@ -10,10 +10,6 @@ is what a busy machine leaves alone.
 
 **Memory**: the anonymous memory (RssAnon) that a process reading shuffled batches grows by, for a quarter of the cache
 and for all of it. Files are mapped: their pages (RssFile) are the kernel's to take back, and are told apart.
-
-**Error**: for k = 8 to 256, bytes a token, and against the full distribution in double precision: the tail's mass, and
-the share of the forward KL(teacher || student) that buckets see. The teacher's logits are drawn so that the entropy is
-like a language model's (told beside it); the student is the teacher with noise on every logit.
 
 The last line is JSON: `ours` is the reading speed by wall time, `theirs` the plain file's; `met` asks for half the
 disk's speed in both directions, and that memory does not grow with the cache.
@@ -157,45 +153,6 @@ def memory_of_reading(directory: Path, share: float) -> dict[str, float]:
     return {"grown_mib": round(most - before, 1), "mapped_mib": round(resident("RssFile"))}
 
 
-def errors() -> list[dict[str, float]]:
-    """Bytes a token and error against full logits, by k."""
-    import torch
-
-    from posttrain.distill.buckets import TopK, bucket_divergence
-
-    draw = torch.Generator().manual_seed(0)
-    tokens = 64
-    logits = torch.randn(tokens, VOCABULARY, generator=draw, dtype=torch.float64) * 2.0
-    peaks = torch.randint(VOCABULARY, (tokens, 12), generator=draw)
-    heights = 14.0 + 3.0 * torch.randn(tokens, 12, generator=draw, dtype=torch.float64)
-    logits.scatter_(1, peaks, heights)
-    noise = 0.5 * torch.randn(tokens, VOCABULARY, generator=draw, dtype=torch.float64)
-    teacher, student = logits.log_softmax(1), (logits + noise).log_softmax(1)
-    full = (teacher.exp() * (teacher - student)).sum(1).mean().item()
-    entropy = -(teacher.exp() * teacher).sum(1).mean().item()
-    found = []
-    for k in (8, 16, 32, 64, 128, 256):
-        top = teacher.topk(k, dim=1)
-        tail = teacher.scatter(1, top.indices, float("-inf")).logsumexp(1)
-        kept = TopK(top.indices, top.values.half(), tail.half()).buckets(torch.float64)
-        exact = TopK(top.indices, top.values, tail).buckets(torch.float64)
-        rest = student.scatter(1, top.indices, float("-inf")).logsumexp(1, keepdim=True)
-        ours = torch.cat([student.gather(1, top.indices), rest], 1)
-        by_buckets, as_kept = (bucket_divergence(ours, one, 0.0).mean().item() for one in (exact, kept))
-        found.append(
-            {
-                "k": k,
-                "bytes_a_token": 5 * k + 2,
-                "smaller_than_float16_logits": round(2 * VOCABULARY / (5 * k + 2)),
-                "tail_mass": round(tail.exp().mean().item(), 5),
-                "share_of_the_divergence": round(by_buckets / full, 5),
-                "error_of_float16": round(abs(as_kept - by_buckets) / full, 6),
-                "largest_error_of_a_mass": round((kept.exp() - exact.exp()).abs().max().item(), 7),
-            }
-        )
-    return [{"full_divergence": round(full, 4), "teacher_entropy": round(entropy, 3)}, *found]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1_000_000)
@@ -237,7 +194,6 @@ def main() -> None:
         "mib_a_second": speed,
         "mib_a_processor_second": by_processor,
         "memory_by_share_read": memory,
-        "errors": errors(),
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
