@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 
 LOOP_REPEATS = 3  # times that a block stands in a row in a loop
 LOOP_GUARD_LEAST = 16  # tokens; three equal digits in a row are no loop, so a user cannot ask for less
+LARGEST = 2**63 - 1  # tokens; vLLM passes no larger whole number to its engine
 STOP_TEXT_LONGEST = 2000  # characters of a request's own stop text
 
 # No standard says how many tokens an effort is. A server that knows its model better says so in `efforts`.
@@ -250,6 +251,8 @@ def _integer_problems(name: str, value: object, *, least: int, off: str = "") ->
         yield f"{name} is a whole number of tokens, not {_said(value)}"
     elif value < least:
         yield f"{name} is at least {least}{f' ({off})' if off else ''}, not {value}"
+    elif value > LARGEST:
+        yield f"{name} is at most {LARGEST}, not {_said(value)}{f' ({off})' if off else ''}"
 
 
 def _server_problems(server: BudgetServer) -> Iterator[str]:

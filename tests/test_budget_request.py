@@ -60,6 +60,14 @@ def test_numbers_have_a_least(key: str) -> None:
     assert f"{key} is at least" in problems({key: -2})
 
 
+@pytest.mark.parametrize("key", KEYS[:5])
+def test_numbers_have_a_largest(key: str) -> None:
+    """The engine takes no larger ones, and would name a field that nobody sent."""
+    assert f"{key} is at most {2**63 - 1}, not {2**63}" in problems({key: 2**63})
+    if key != "thinking_answer_reserve":
+        parse_request({key: 2**63 - 1}, server=PLAIN)
+
+
 def test_a_loop_guard_is_no_count_of_repetitions() -> None:
     assert problems({"thinking_loop_guard": 3}) == "thinking_loop_guard is at least 16 (0 is off), not 3"
     assert parse_request({"thinking_loop_guard": LOOP_GUARD_LEAST}, server=PLAIN).loop_guard == LOOP_GUARD_LEAST

@@ -36,6 +36,8 @@ ARGUMENTS = (  # keys of posttrain.budget.request that mean the same at the top 
 )
 OURS = ("enable_thinking", "thinking_budget", "thinking_token_budget", "thinking", "reasoning_effort", *ARGUMENTS)
 THEIRS = ("reasoning", "include_reasoning", "output_config")  # known to vLLM, and left in the body
+MISPLACED = {"budget_tokens": "thinking.budget_tokens", "effort": "reasoning_effort"}  # and known to nobody up there
+IN_XARGS = ("thinking_budget", "reasoning_effort", *ARGUMENTS)
 IN_TEMPLATE = ("enable_thinking", "thinking_budget")
 IN_THINKING = ("type", "budget_tokens", "display")
 IN_REASONING = ("effort", "summary", "generate_summary", "context", "mode")
@@ -119,7 +121,7 @@ def _gather(body: Mapping[str, Any], api: Api, faults: list[Fault]) -> tuple[boo
     efforts = {
         "reasoning_effort": body.get("reasoning_effort"),
         "reasoning.effort": reasoning.get("effort"),
-        "output_config.effort": output.get("effort") if isinstance(output, Mapping) else None,
+        "output_config.effort": output.get("effort"),
         "vllm_xargs.reasoning_effort": xargs.get("reasoning_effort"),
     }
     effort = _one(efforts, faults)
@@ -139,7 +141,7 @@ def _gather(body: Mapping[str, Any], api: Api, faults: list[Fault]) -> tuple[boo
     arguments = {"thinking_budget": _one(budgets, faults)}
     for key in ARGUMENTS:
         arguments[key] = _one({key: body.get(key), f"vllm_xargs.{key}": xargs.get(key)}, faults)
-    # Keys of vllm_xargs that are no key of the budget but look like one are refused with the others.
+    # Keys of vllm_xargs that are no key of the budget but begin like one are refused with the others.
     arguments |= {key: value for key, value in xargs.items() if key.startswith("thinking_") and key not in arguments}
     given = {key: value for key, value in arguments.items() if value is not None}
     return _one(switches, faults), None if effort == "none" else effort, given
@@ -167,7 +169,7 @@ def _while_off(arguments: Mapping[str, Any], effort: str | None, server: BudgetS
         yield Fault("thinking_budget", what, "contradiction")
     elif budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
         yield Fault("thinking_budget", f"thinking_budget is a whole number of tokens, not {_short(budget)}", "invalid")
-    if effort is not None and server.efforts.get(effort) != 0:
+    if effort is not None and not (isinstance(effort, str) and server.efforts.get(effort) == 0):
         what = f"thinking is switched off, and reasoning_effort {_short(effort)} asks for it: give one"
         yield Fault("reasoning_effort", what, "contradiction")
     if arguments.get("thinking_minimum"):
@@ -206,12 +208,21 @@ def _unknown(body: Mapping[str, Any]) -> Iterator[Fault]:
         for key in inside if isinstance(inside, Mapping) else ():
             if key not in known:
                 yield _unknown_fault(f"{place}.{key}"[:100], _closest(key, known) or ", ".join(known))
-    extra = body.get("extra_body")
-    if isinstance(extra, Mapping) and any(
-        key in OURS or _meant(key, True) is not None for key in list(extra)[:MANY_KEYS]
-    ):
-        what = "extra_body is an argument of OpenAI's Python client, not a field: put what it holds at the top level"
-        yield Fault("extra_body", what, "unknown")
+    xargs = body.get("vllm_xargs")
+    for key in xargs if isinstance(xargs, Mapping) and len(xargs) <= MANY_KEYS else ():
+        if key not in IN_XARGS and (near := _closest(key, OURS)):
+            yield _unknown_fault(f"vllm_xargs.{key}", f"{near} at the top level")
+    for place, whose in (("extra_body", "OpenAI's Python client"), ("extra_args", "vLLM's SamplingParams")):
+        if isinstance(body.get(place), Mapping) and _asks(body[place]):
+            what = f"{place} is an argument of {whose}, not a field: put what it holds at the top level"
+            yield Fault(place, what, "unknown")
+
+
+def _asks(extra: Mapping[str, Any]) -> bool:
+    """Whether fields about thinking stand in a place that nobody reads, or one level below."""
+    inner = [extra[key] for key in ("chat_template_kwargs", "vllm_xargs") if isinstance(extra.get(key), Mapping)]
+    keys = [key for each in (extra, *inner) for key in list(each)[:MANY_KEYS]]
+    return any(key in OURS or _meant(key, True) is not None for key in keys)
 
 
 def _unknown_fault(field: str, near: str) -> Fault:
@@ -221,7 +232,7 @@ def _unknown_fault(field: str, near: str) -> Fault:
 def _meant(key: str, search: bool) -> str | None:
     """The field that a top-level key was meant to be; None where it is about something else."""
     folded = key.lower()
-    close = _closest(key, OURS) if search else ""
+    close = MISPLACED.get(key) or (_closest(key, OURS) if search else "")
     return close or (", ".join(OURS[:5]) if "think" in folded or "reason" in folded else None)
 
 
@@ -236,7 +247,7 @@ def _closest(key: str, known: tuple[str, ...]) -> str:
 
 
 def _malformed(body: Mapping[str, Any], api: Api) -> Iterator[Fault]:
-    for place in ("thinking", "reasoning", "chat_template_kwargs", "vllm_xargs"):
+    for place in ("thinking", "reasoning", "output_config", "chat_template_kwargs", "vllm_xargs"):
         inside = body.get(place)
         if inside is not None and not isinstance(inside, Mapping):
             yield Fault(place, f"{place} is an object, not {_short(inside)}", "invalid")
