@@ -23,9 +23,10 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
     sampled. Every token comes as often as if the sample had been seen and replaced, but for what top-k and top-p cut.
 
     Scores are changed in place, and only in rows with something to force or to guard. Prompts may be padded on the
-    left; what `generate` appends to a finished row (a row ends with one of the rule's `eos_ids` or `pad_token_id`) is
-    not observed. Afterwards call `finish` with the output, whose last ids no later step has shown; the state of a row
-    then stands in `states[row]`. Make a new processor for each call.
+    left; what `generate` appends to a finished row (a row ends with one of the rule's `eos_ids` or `pad_token_id`, or
+    where a stop string or another criterion ended it) is not observed. Afterwards call `finish` with the output, whose
+    last ids no later step has shown; the state of a row then stands in `states[row]`. Make a new processor for each
+    call.
 
     Args:
         rule: the ids, for all rows, or one per row (`posttrain.budget.tokens.budget_rules`), as stop texts need.
@@ -99,10 +100,21 @@ class ThinkingBudgetProcessor(LogitsProcessor):  # type: ignore[misc]  # transfo
 
     def _observe(self, input_ids: torch.Tensor) -> None:
         latest = input_ids[:, -1].tolist()
-        self._running = [row for row in self._running if latest[row] != self._pad]
+        self._running = [row for row in self._running if not self._is_padding(row, latest[row])]
         for row in self._running:
             self.states[row].observe(latest[row])
         self._running = [row for row in self._running if latest[row] not in self._eos_ids]
+
+    def _is_padding(self, row: int, token: int) -> bool:
+        """Whether `token` was appended to a row that is finished. An EOS that its scores ruled out was: something else,
+        a stop string perhaps, had ended the row before."""
+        if token not in self._eos_ids:
+            return token == self._pad
+        state = self.states[row]
+        if (due := state.forced_token()) is not None:
+            return token != due
+        redirect = state.redirect()
+        return redirect is not None and token in redirect[0]
 
     def _guard_ends(self, scores: torch.Tensor) -> None:
         guarded = [(row, *redirect) for row in self._running if (redirect := self.states[row].redirect())]

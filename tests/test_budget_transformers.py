@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM
+from transformers import LogitsProcessor, Qwen3Config, Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from posttrain.budget.request import BudgetRequest
 from posttrain.budget.state import BudgetRule, BudgetState
@@ -242,3 +242,30 @@ def test_an_end_is_replaced_as_often_as_it_would_have_come() -> None:
     forced = torch.tensor([state.forced_token() is not None for state in processor.states])
     for share, found in ((0.3, forced), (0.1, (sampled[:, 0] == CLOSE) & ~forced), (0.0, sampled[:, 0] == EOS)):
         assert abs(found.float().mean().item() - share) <= 4 * (share * (1 - share) / rows) ** 0.5
+
+
+class StopAfter(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row, as a stop string would: the first after 3 ids, the second after 4, and so on."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids.shape[1] - self.prompt >= torch.arange(len(input_ids)) + 3
+
+
+@pytest.mark.parametrize("pad", [EOS, PAD])
+def test_a_row_may_be_ended_anywhere_by_something_else(model: Any, pad: int) -> None:
+    """Thinking, in the middle of what is forced, and in the answer; the others go on, and the padding may be an EOS."""
+    ids, mask = prompts(12)
+    processor = ThinkingBudgetProcessor(RULE, [3] * 12, pad_token_id=pad)
+    stop = StoppingCriteriaList([StopAfter(ids.shape[1])])
+    output = model.generate(
+        ids, attention_mask=mask, logits_processor=[Script(20, OPEN), processor], stopping_criteria=stop,
+        max_new_tokens=40, do_sample=False, eos_token_id=[EOS, 4], pad_token_id=pad,
+    )  # fmt: skip
+    whole = [20, OPEN] + [20] * 3 + [10, 11, 12, CLOSE, 13] + [20] * 40
+    for row, state in enumerate(processor.finish(output)):
+        assert output[row, ids.shape[1] :].tolist() == whole[: row + 3] + [pad] * (11 - row)
+        assert state.thinking_tokens == min(3, row + 1)
+        assert state.closed_by == ("budget" if row + 3 >= 9 else None)
