@@ -11,7 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from posttrain.budget.request import EFFORTS, BudgetRequestError, BudgetServer
+from posttrain.budget.request import EFFORTS, BudgetRequestError
+from posttrain.budget.vllm_request import read_server
 from posttrain.errors import PosttrainError, Problem
 
 SETTINGS = "POSTTRAIN_BUDGET"  # read by the processor and by the middleware, in vLLM's processes
@@ -109,9 +110,9 @@ def server_settings(arguments: argparse.Namespace, environment: Mapping[str, str
     given = {key: value for key, value in given.items() if value is not None}
     try:
         before = environment.get(SETTINGS)
-        BudgetServer.read(before)
+        read_server(before)
         settings = {**(json.loads(before) if before is not None else {}), **given}
-        BudgetServer.read(settings)
+        read_server(settings)
     except BudgetRequestError as error:
         raise PosttrainError(
             [Problem(problem, remedy="see `posttrain serve --help`") for problem in error.problems]

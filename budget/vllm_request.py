@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from posttrain.budget.request import BudgetRequest, BudgetRequestError, BudgetServer, parse_request
@@ -46,11 +47,7 @@ def check_request(sampling_params: Any) -> None:
         parse_request(sampling_params.extra_args or {}, server=server_settings(), max_tokens=sampling_params.max_tokens)
     except BudgetRequestError as error:
         problems += error.problems
-    text = (sampling_params.extra_args or {}).get("thinking_stop_text")
-    if isinstance(text, str) and (said := [marker for marker in _MARKERS if marker in text.replace(_CLOSE, "", 1)]):
-        problems.append(
-            f"thinking_stop_text may contain {_CLOSE} once and no other marker, and contains {', '.join(said)}"
-        )
+    problems += _marker_problems("thinking_stop_text", (sampling_params.extra_args or {}).get("thinking_stop_text"))
     if getattr(sampling_params, "thinking_token_budget", None) is not None:
         problems.append(
             "thinking_token_budget is vLLM's own budget, and this server enforces another one: give thinking_budget "
@@ -60,6 +57,22 @@ def check_request(sampling_params: Any) -> None:
         raise BudgetRequestError(problems)
 
 
-@functools.cache
-def _read(text: str | None) -> BudgetServer:
-    return BudgetServer.read(text)
+def read_server(source: str | Mapping[str, object] | None) -> BudgetServer:
+    """A server's settings, as `BudgetServer.read`, held to the same stop texts as its requests.
+
+    Raises:
+        BudgetRequestError: they make no sense.
+    """
+    server = BudgetServer.read(source)
+    if problems := _marker_problems("stop_text", server.stop_text):
+        raise BudgetRequestError(problems)
+    return server
+
+
+_read = functools.cache(read_server)
+
+
+def _marker_problems(name: str, text: object) -> list[str]:
+    """A marker in a stop text would end the turn, or open and close blocks of its own."""
+    said = [marker for marker in _MARKERS if marker in text.replace(_CLOSE, "", 1)] if isinstance(text, str) else []
+    return [f"{name} may contain {_CLOSE} once and no other marker, and contains {', '.join(said)}"] if said else []

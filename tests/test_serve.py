@@ -71,6 +71,8 @@ def test_settings_come_from_the_environment_and_the_options_win() -> None:
     ("words", "said"),
     [
         (("--thinking-budget", "9", "--thinking-ceiling", "3"), "lies above the ceiling"),
+        (("--thinking-stop-text", "Enough.<|im_end|>"), "stop_text may contain </think> once and no other marker"),
+        (("--thinking-stop-text", "a</think>b</think>"), "stop_text may contain </think> once and no other marker"),
         (("--thinking-budget", "-7"), "at least -1"),
         (("--thinking-efforts", "low"), "is not WORD=TOKENS"),
         (("--thinking-grace", "-1"), "grace is at least 0"),
@@ -79,6 +81,16 @@ def test_settings_come_from_the_environment_and_the_options_win() -> None:
 def test_settings_that_make_no_sense_are_refused(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(PosttrainError, match=said):
         server_settings(options("m", *words)[0], {})
+
+
+def test_a_server_started_by_hand_refuses_a_stop_text_with_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.budget import vllm_request
+
+    monkeypatch.setenv("POSTTRAIN_BUDGET", json.dumps({"stop_text": "Enough.<think>"}))
+    with pytest.raises(ValueError, match="stop_text may contain </think> once"):
+        vllm_request.server_settings()
+    monkeypatch.setenv("POSTTRAIN_BUDGET", json.dumps({"stop_text": "Enough.</think>"}))
+    assert vllm_request.server_settings().stop_text == "Enough.</think>"
 
 
 def test_faults_are_told_together_before_vllm_is_imported(tmp_path: Path) -> None:
