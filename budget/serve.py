@@ -126,11 +126,13 @@ def _efforts(text: str | None) -> dict[str, int] | None:
         return None
     found = {}
     for part in text.split(","):
-        word, _, tokens = part.partition("=")
+        word, _, tokens = (each.strip() for each in part.partition("="))
         try:
-            found[word.strip()] = int(tokens)
+            if not word or word in found:
+                raise ValueError
+            found[word] = int(tokens)
         except ValueError:
-            what = f"--thinking-efforts {text}: {part!r} is not WORD=TOKENS"
+            what = f"--thinking-efforts {text}: {part!r} is not WORD=TOKENS, or a word a second time"
             raise PosttrainError(Problem(what, remedy="for example low=512,medium=2048,high=-1")) from None
     return found
 

@@ -71,6 +71,8 @@ def test_settings_come_from_the_environment_and_the_options_win() -> None:
     ("words", "said"),
     [
         (("--thinking-budget", "9", "--thinking-ceiling", "3"), "lies above the ceiling"),
+        (("--thinking-efforts", "low=5,low=6"), "a second time"),
+        (("--thinking-efforts", "=5"), "is not WORD=TOKENS"),
         (("--thinking-stop-text", "Enough.<|im_end|>"), "stop_text may contain </think> once and no other marker"),
         (("--thinking-stop-text", "a</think>b</think>"), "stop_text may contain </think> once and no other marker"),
         (("--thinking-budget", "-7"), "at least -1"),

@@ -339,3 +339,10 @@ def test_a_body_of_many_strange_keys_is_no_burden() -> None:
     began = time.process_time()
     translate(body, "chat", SERVER)
     assert time.process_time() - began < 0.2
+
+
+def test_a_contradiction_is_told_in_the_words_that_were_sent() -> None:
+    error = refused({"enable_thinking": True, "reasoning_effort": "none"})
+    assert "enable_thinking (True) contradicts reasoning_effort ('none')" in str(error)
+    error = refused({"enable_thinking": True, "thinking": {"type": "disabled"}})
+    assert "enable_thinking (True) contradicts thinking.type ('disabled')" in str(error)

@@ -144,18 +144,20 @@ def _gather(body: Mapping[str, Any], api: Api, faults: list[Fault]) -> tuple[boo
     # Keys of vllm_xargs that are no key of the budget but begin like one are refused with the others.
     arguments |= {key: value for key, value in xargs.items() if key.startswith("thinking_") and key not in arguments}
     given = {key: value for key, value in arguments.items() if value is not None}
-    return _one(switches, faults), None if effort == "none" else effort, given
+    shown = {**switches, "thinking.type": kind, "reasoning_effort": effort}
+    return _one(switches, faults, shown), None if effort == "none" else effort, given
 
 
-def _one(said: Mapping[str, Any], faults: list[Fault]) -> Any:
-    """The value that several places agree on; None where none of them says anything."""
+def _one(said: Mapping[str, Any], faults: list[Fault], shown: Mapping[str, Any] | None = None) -> Any:
+    """The value that several places agree on; None where none says anything. `shown`: what they said, in its words."""
     given = {place: value for place, value in said.items() if value is not None}
     if not given:
         return None
     first, *others = given.items()
     for place, value in others:
         if value != first[1] or isinstance(value, bool) != isinstance(first[1], bool):
-            what = f"{first[0]} ({_short(first[1])}) contradicts {place} ({_short(value)}): give one"
+            one, other = (_short((shown or said)[each]) for each in (first[0], place))
+            what = f"{first[0]} ({one}) contradicts {place} ({other}): give one"
             faults.append(Fault(place, what, "contradiction"))
             break
     return first[1]
@@ -188,9 +190,6 @@ def _rewritten(body: Mapping[str, Any], api: Api, switch: bool | None, arguments
         kept = {key: value for key, value in (body.get("vllm_xargs") or {}).items() if key != "reasoning_effort"}
         changed["vllm_xargs"] = {**kept, **arguments}
     return changed
-
-
-# --- what is unknown or malformed
 
 
 def _unknown(body: Mapping[str, Any]) -> Iterator[Fault]:
