@@ -100,6 +100,45 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--suite", "length-ctrl", "--mode", "thinking", "--family", "qwen2_5"], "is asked nothing"),
+        (["--suite", "think-follow", "--family", "qwen2_5"], "is asked nothing"),
+        (
+            ["--suite", "length-ctrl", "--mode", "non_thinking", "--budget", "4"],
+            "no question is asked under --budget 4",
+        ),
+        (["--suite", "think-follow", "--budget", "4"], "no question is asked under --budget 4"),
+    ],
+)
+def test_what_would_ask_nothing_is_refused(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(lambda path, body: said("one two three")) as server:
+        assert evaluate("--endpoint", server.url, "--model", "teacher", *arguments, "--output", tmp_path / "out") == 2
+    assert told in capsys.readouterr().err and not server.asked and not list(tmp_path.rglob("figures.json"))
+
+
+def test_a_suite_that_does_not_fit_is_told_and_the_others_are_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scripted(lambda path, body: said("one two three")) as server:
+        asked = ["--suite", "think-follow", "--suite", "length-ctrl", "--limit", 2, "--family", "qwen2_5"]
+        assert evaluate("--endpoint", server.url, "--model", "teacher", *asked, "--output", tmp_path) == 0
+    assert "teacher is not asked think-follow: the family qwen2_5 has no flags" in caplog.text
+
+
+def test_served_models_may_have_labels(tmp_path: Path) -> None:
+    with scripted(lambda path, body: said("one two three")) as server:
+        server.models = ["one/model", "other/model", "a=b"]
+        named = ["--model", "first=one/model", "--model", "other/model", "--model", "a=b"]
+        asked = ["--suite", "length-ctrl", "--limit", 1, "--mode", "non_thinking", "--output", tmp_path]
+        assert evaluate("--endpoint", server.url, *named, *asked) == 0
+        assert sorted({body["model"] for _, body, _ in server.asked}) == ["a=b", "one/model", "other/model"]
+    assert {path.parts[-4] for path in tmp_path.rglob("figures.json")} == {"first", "model", "a=b"}
+
+
 def test_the_same_seed_gives_the_same_answers(models: list[Path], tmp_path: Path) -> None:
     asked = ["--suite", "length-ctrl", "--limit", 2, "--max-new-tokens", 6, "--mode", "thinking", "--model", models[0]]
     for name in ("a", "b"):

@@ -74,9 +74,13 @@ def _named(given: str) -> tuple[str, Path]:
     label, sign, path = given.partition("=")
     if not sign or Path(given).exists():
         return "", Path(given)
-    if "/" in label or label in (".", ".."):
-        raise PosttrainError(Problem(f"--model {given}: {label!r} is no label", remedy="a word, as base=DIRECTORY"))
+    _check_label(given, label)
     return label, Path(path)
+
+
+def _check_label(given: str, label: str) -> None:
+    if "/" in label or label in (".", ".."):
+        raise PosttrainError(Problem(f"--model {given}: {label!r} is no label", remedy="a word, as base=MODEL"))
 
 
 def _label(directory: Path) -> str:
@@ -84,8 +88,8 @@ def _label(directory: Path) -> str:
     return resolved.parent.name if resolved.name == "model" else resolved.name
 
 
-def served(url: str, model: str, asked: Asked, *, family: str, api_key_env: str | None) -> Subject:
-    """A model of an OpenAI-compatible server.
+def served(url: str, given: str, asked: Asked, *, family: str, api_key_env: str | None) -> Subject:
+    """A model of an OpenAI-compatible server, as NAME or LABEL=NAME.
 
     Raises:
         PosttrainError: the server is not there, refuses the key, or has no such model.
@@ -96,16 +100,25 @@ def served(url: str, model: str, asked: Asked, *, family: str, api_key_env: str 
     from posttrain.model.served import ServedGenerator
     from posttrain.recipe.endpoint import EndpointSpec
 
-    try:
-        spec = EndpointSpec(endpoint=url, model=model, api_key_env=api_key_env)
-    except ValidationError as error:
-        raise PosttrainError(Problem(f"--endpoint: {error.errors()[0]['msg']}")) from None
-    endpoint = Endpoint(spec, who="the server")
+    def endpoint_of(model: str) -> Endpoint:
+        try:
+            spec = EndpointSpec(endpoint=url, model=model, api_key_env=api_key_env)
+        except ValidationError as error:
+            option = error.errors()[0]["loc"][0]
+            raise PosttrainError(Problem(f"--{option}: {error.errors()[0]['msg']}")) from None
+        return Endpoint(spec, who="the server")
+
+    endpoint = endpoint_of(given)
+    label, sign, model = given.partition("=")
+    if sign and given not in endpoint.names():
+        endpoint = endpoint_of(model)
+        _check_label(given, label)
+    else:
+        label = ""
     endpoint.check()
-    dialect = get_family(family)
-    label = spec.model.rstrip("/").rpartition("/")[2]
+    dialect, spec = get_family(family), endpoint.spec
     return Subject(
-        label,
+        label or spec.model.rstrip("/").rpartition("/")[2],
         dialect,
         {"served": spec.model, "family": family},
         lambda: ServedGenerator(endpoint, dialect, max_new_tokens=asked.max_new_tokens),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from posttrain.run.quiet import hush_libraries
 from posttrain.run.subjects import Asked, Subject, local, served
 from posttrain.templates.families import Family
 
+log = logging.getLogger("posttrain")
+
+Work = list[tuple[Suite, list[Item], Setting]]
+
 
 def evaluate_as_asked(arguments: argparse.Namespace, loaded: LoadedRecipe | None) -> None:
     """`posttrain eval --suite` as its options say. With a recipe, a model may be named by its stage.
@@ -31,7 +36,7 @@ def evaluate_as_asked(arguments: argparse.Namespace, loaded: LoadedRecipe | None
     """
     offer_nltk()
     asked = Asked(
-        budgets=arguments.budget,
+        budgets=list(dict.fromkeys(arguments.budget)),
         modes=arguments.mode,
         limit=arguments.limit,
         max_new_tokens=arguments.max_new_tokens,
@@ -71,9 +76,10 @@ def evaluate_suites(
     labels = [subject.label for subject in subjects]
     if twice := {label for label in labels if labels.count(label) > 1}:
         what = f"two models are called {', '.join(sorted(twice))}"
-        raise PosttrainError(Problem(what, why="their answers would share a directory", remedy="write LABEL=DIRECTORY"))
-    for subject in subjects:
-        _evaluate(subject, suites, output, asked, quiet)
+        raise PosttrainError(Problem(what, why="their answers would share a directory", remedy="write LABEL=MODEL"))
+    work = _settings(subjects, suites, asked)
+    for subject, settings in zip(subjects, work, strict=True):
+        _evaluate(subject, settings, output, asked, quiet)
     rows = compare(output, labels)
     write_json(output / "suites.json", rows)
     write_text(output / "suites.md", markdown(rows, labels))
@@ -97,9 +103,38 @@ def _read(names: Sequence[str], limit: int | None) -> list[tuple[Suite, list[Ite
     return found
 
 
-def _evaluate(
-    subject: Subject, suites: Sequence[tuple[Suite, list[Item]]], output: Path, asked: Asked, quiet: bool
-) -> None:
+def _settings(subjects: Sequence[Subject], suites: Sequence[tuple[Suite, list[Item]]], asked: Asked) -> list[Work]:
+    """What each model is asked. A suite that a model is not asked is told, in a log.
+
+    Raises:
+        PosttrainError: a model is asked nothing at all, or no question has the budgets that are given.
+    """
+    found, problems = [], []
+    modes = " and ".join(asked.modes)
+    for subject in subjects:
+        work: Work = []
+        for suite, items in suites:
+            settings = suite.settings(subject.family, asked.budgets)
+            fit = [s for s in settings if not asked.modes or s.mode is None or s.mode in asked.modes]
+            work += [(suite, items, setting) for setting in fit]
+            if not fit:
+                why = f"no mode {modes}" if settings else "no flags, which this suite is about"
+                log.warning(
+                    "%s is not asked %s: the family %s has %s", subject.label, suite.name, subject.family.name, why
+                )
+        if not work:
+            what = f"{subject.label}, of the family {subject.family.name}, is asked nothing: no suite fits"
+            problems.append(Problem(what, remedy=f"it has {' and '.join(subject.family.modes)}: see --mode, --family"))
+        found.append(work)
+    if asked.budgets and not any(setting.budget is not None for work in found for _, _, setting in work):
+        what = f"no question is asked under --budget {', '.join(map(str, asked.budgets))}"
+        problems.append(Problem(what, why="a budget is one of thinking", remedy="add --mode thinking, or leave it out"))
+    if problems:
+        raise PosttrainError(problems)
+    return found
+
+
+def _evaluate(subject: Subject, work: Work, output: Path, asked: Asked, quiet: bool) -> None:
     loaded: list[Generate] = []
 
     def generate(*prompts: Any, **options: Any) -> Any:
@@ -107,12 +142,6 @@ def _evaluate(
             loaded.append(subject.load())
         return loaded[0](*prompts, **options)
 
-    work = [
-        (suite, items, setting)
-        for suite, items in suites
-        for setting in suite.settings(subject.family, asked.budgets)
-        if not asked.modes or setting.mode is None or setting.mode in asked.modes
-    ]
     total = sum(len(items) for _, items, _ in work)
     depends_on = {"model": subject.identity, "max_new_tokens": asked.max_new_tokens}
     with progress(f"evaluating {subject.label}", total, quiet=quiet) as advance:
