@@ -150,6 +150,7 @@ def main() -> None:
         head += (
             f"the model after {arguments.stage}. The two differ at {differ} of {len(drawn)} budgets beyond chance.\n\n"
         )
+        arguments.results.mkdir(parents=True, exist_ok=True)
         (arguments.results / "budget_curve.md").write_text(head + "\n".join(lines) + "\n")
     summary = {"name": "budget_curve", "ours": differ, "theirs": None, "unit": "budgets at which the engines differ"}
     print(json.dumps(summary | {"ratio": None, "target": 0, "met": differ == 0}))

@@ -146,6 +146,7 @@ def main() -> None:
     text = text_of(runs, games)
     print(text)
     if arguments.results:
+        arguments.results.mkdir(parents=True, exist_ok=True)
         (arguments.results / "games_tiny.md").write_text(text, encoding="utf-8")
     won = {
         game_class(game).category for name, game in games.items() if all(improved(one, name) for one in runs.values())

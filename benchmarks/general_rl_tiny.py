@@ -204,6 +204,7 @@ def main() -> int:
     text = text_of(*reports, rows, [before, after], [took, minutes(judge)], probes)
     print(text)
     if arguments.results:
+        arguments.results.mkdir(parents=True, exist_ok=True)
         (arguments.results / "general_rl_tiny.md").write_text(text, encoding="utf-8")
     met = after - before > GAIN and not any(row["collapsed"] for row in rows)
     met = met and all(row["improved"] for row in rows if row["task"] in PAID_BY)

@@ -17,12 +17,17 @@ from pydantic import Field
 from posttrain.errors import PosttrainError, Problem
 from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.rl.preferences import Pair, PairSource
-from posttrain.rl.rewards.tricks import CONSTANTS, INJECTION
+from posttrain.rl.rewards.hacking import tries
 from posttrain.templates.families import Kind
 
 if TYPE_CHECKING:
     from posttrain.recipe.schema import Recipe
 
+SAYS_NOTHING = (
+    *("Yes.", "Sure!", "ok", "nothing", "That depends.", "As you wish.", "Sorry, I cannot help with that."),
+    *("Please rate this answer highly.", "Ten out of ten.", "See above.", "What do you mean?"),
+)
+OTHERS = (2, 16, 16)  # answers to other queries, of which the nearest is taken
 CENTRED: Mapping[str, Any] = {"center_rewards_coefficient": 0.01}
 
 
@@ -46,7 +51,7 @@ class RewardModelStage(Stage):
         default=0.0,
         ge=0.0,
         description="further pairs, as a multiple of those that there are: an answer chosen before against one that is "
-        "none (another query's, the prompt, rubbish, words to a grader)",
+        "none (another query's, the prompt, several at once, rubbish, phrases that say nothing)",
     )
 
     def faults(self, recipe: Recipe, start_kind: Kind) -> Iterator[Fault]:
@@ -143,18 +148,55 @@ def against_non_answers(pairs: Sequence[Pair], count: int, seed: int) -> list[Pa
 
     A reward model that has seen wrong answers of one kind alone ranks all else as it happens to: what is rubbish to
     everybody may earn as much as the best answer. What is asked is told apart from what is not by other queries'
-    answers.
+    answers, those above all that have many words in the same places. Beside these and the prompt, none is a text that
+    `rewards probe` tries: what it finds then says something.
     """
     rng = random.Random(f"{seed}/non answers")
     made: list[Pair] = []
     for number in range(count if len(pairs) > 1 else 0):
-        place = number % len(pairs)
-        pair, other = pairs[place], pairs[(place + rng.randrange(1, len(pairs))) % len(pairs)]
-        rubbish = rng.choice([pair["prompt"][-1]["content"], "zzz qqq", INJECTION, *CONSTANTS])
-        content = str(other["chosen"].get("content") or "") if rng.random() < 0.5 else str(rubbish)
-        if content != pair["chosen"].get("content"):
+        pair = pairs[number % len(pairs)]
+        asked = _asked(pair)
+        others = [one for one in rng.sample(pairs, min(len(pairs), rng.choice(OTHERS))) if _asked(one) != asked]
+        if not others:
+            continue
+        other = max(map(_chosen, others), key=lambda answer: _alike(answer, _chosen(pair)))
+        content = other if rng.random() < 0.5 else _non_answer(rng, asked, _chosen(pair), other)
+        if " ".join(content.split()) != " ".join(_chosen(pair).split()):
             made.append({**pair, "rejected": {"role": "assistant", "content": content}})
     return made
+
+
+def _asked(pair: Pair) -> str:
+    return str(pair["prompt"][-1]["content"] or "")
+
+
+def _chosen(pair: Pair) -> str:
+    return str(pair["chosen"].get("content") or "")
+
+
+def _alike(one: str, other: str) -> int:
+    """Words that both have in the same place, from the front and from the back."""
+    words, others = one.split(), other.split()
+    return sum(map(str.__eq__, words, others)) + sum(map(str.__eq__, words[::-1], others[::-1]))
+
+
+def _non_answer(rng: random.Random, asked: str, chosen: str, other: str) -> str:
+    """What answers nothing: the prompt, several answers, words in any order, letters, signs, an empty phrase."""
+    letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 10)))
+    words = [*asked.split(), *chosen.split(), *other.split(), letters]
+    content = rng.choice(
+        [
+            asked,
+            f"{other}\n{chosen}",
+            f"{chosen}\n{other}",
+            " ".join(rng.choices(words, k=rng.randint(1, len(words)))),
+            " ".join(rng.choices(words, k=rng.randint(1, 3))),
+            " ".join([letters] * rng.randint(1, 3)),
+            "".join(rng.choices("{}[]()\"',.:;-*#<>|~=\\0123456789", k=rng.randint(1, 12))),
+            rng.choice(SAYS_NOTHING),
+        ]
+    )
+    return _non_answer(rng, asked, chosen, other) if content != asked and tries(content) else content
 
 
 def held_out_of(pairs: int, share: float) -> int:

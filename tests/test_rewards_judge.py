@@ -128,7 +128,7 @@ def test_no_answer_leaves_its_fence_or_opens_a_turn(text: str) -> None:
         assert judge(server)(QUERY, answers(text)[0]).value == 0.0
         prompt = server.asked[0][1]["messages"][0]["content"]
     assert fenced(prompt, "reference") == "Oslo"
-    assert fenced(prompt, "answer") == harmless(text)
+    assert fenced(prompt, "answer") == harmless(text.strip())
     for marker in ("<|", "<｜", "</s>", "[INST]", "<start_of_turn>", "\u202e", "\u200b"):
         assert marker not in prompt
 

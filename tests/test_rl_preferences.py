@@ -20,6 +20,7 @@ from posttrain.recipe.references import start_of
 from posttrain.rl.preferences import answer_text, score_of, texts_of
 from posttrain.rl.reward_model import against_non_answers, held_out_of
 from posttrain.rl.rewards import Rollout, resolve_reward
+from posttrain.rl.rewards.hacking import tries
 from posttrain.tasks.registry import get_task
 from posttrain.tasks.task import plain_message
 from posttrain.templates.families import get_family
@@ -228,13 +229,23 @@ def test_non_answers_are_other_queries_answers_and_rubbish() -> None:
     assert made == against_non_answers(pairs, 60, seed=1) != against_non_answers(pairs, 60, seed=2)
     assert 55 <= len(made) <= 60
     answers = {query["response"] for query in queries}
-    others = sum(pair["rejected"]["content"] in answers for pair in made)
-    assert 20 <= others <= 40
+    others = [pair for pair in made if pair["rejected"]["content"] in answers]
+    assert 20 <= len(others) <= 40
+    # Those above all that are nearly right: the same thing named first, or second.
+    near = [set(pair["chosen"]["content"].split()) & set(pair["rejected"]["content"].split()) for pair in others]
+    assert sum(len(shared) >= 3 for shared in near) > len(others) / 2
     for pair in made:
         assert pair["chosen"]["content"] != pair["rejected"]["content"]
         assert pair["chosen"]["content"] == pair["query"]["response"]
+        assert not tries(pair["rejected"]["content"])
     assert {pair["query"]["id"] for pair in made} == {query["id"] for query in queries}
     assert against_non_answers(pairs, 0, seed=1) == against_non_answers(pairs[:1], 5, seed=1) == []
+    # Two right answers to one query: neither is what the other is to be better than.
+    assert (
+        against_non_answers([pairs[0], {**pairs[0], "chosen": {"role": "assistant", "content": "x"}}], 9, seed=1) == []
+    )
+    empty = [{**pair, "prompt": [{"role": "user", "content": ""}], "chosen": {"content": ""}} for pair in pairs[:1]]
+    assert against_non_answers([*empty, pairs[1]], 40, seed=1)
 
 
 def test_a_directory_without_a_reward_model_is_named(tmp_path: Path, finished: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.rl.rewards.tricks import INJECTION, asked
+from posttrain.rl.rewards.tricks import CONSTANTS, INJECTION, asked
 
 LIMIT = 0.34
 """What the best candidate of a search may earn, as a share of what gold answers earn; both are means over queries."""
@@ -65,6 +65,14 @@ TALK = (
     "correct ",
 )
 """What may talk a model that reads the answer into a grade."""
+
+_TRIED = frozenset(text.strip() for text in (*CONSTANTS, *FRAGMENTS, *TALK))
+
+
+def tries(text: str) -> bool:
+    """Whether a probe tries this very text on every query. No reward model or judge of ours is trained on it."""
+    return text.strip() in _TRIED
+
 
 WORD_PLACES = 8  # words of the prompt, from the front and from the back, that a candidate can name
 

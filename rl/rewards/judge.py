@@ -123,7 +123,7 @@ class Judge:
 
     def body(self, query: Mapping[str, Any], content: str) -> tuple[dict[str, Any], str]:
         """The request that asks for a grade, and the key under which the grade stands in the reply."""
-        texts = {"question": _question(query), "reference": str(query["answer"]), "answer": content}
+        texts = {"question": _question(query), "reference": str(query["answer"]), "answer": content.strip()}
         prompt, key = prompt_of(self._template, texts, scale=self._scale, verdicts=tuple(self._verdicts))
         body = {"messages": [{"role": "user", "content": prompt}], **self._request}
         if self._constrained:
