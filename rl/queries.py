@@ -59,8 +59,8 @@ class QuerySources(Spec):
     def _weighed(self) -> QuerySources:
         if not self.weights:
             raise ValueError("`from` names no data set")
-        if any(weight <= 0 for weight in self.weights.values()):
-            raise ValueError("a weight under `from` must be above 0")
+        if not all(0 < weight <= 1e9 for weight in self.weights.values()):
+            raise ValueError("a weight under `from` must be above 0, and at most 1e9")
         return self
 
     @property

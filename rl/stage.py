@@ -9,7 +9,7 @@ from pydantic import Field
 
 from posttrain.data.funnel import Funnel
 from posttrain.errors import PosttrainError, Problem
-from posttrain.recipe.schema import Share
+from posttrain.recipe.schema import Share, Weight
 from posttrain.recipe.stage import Fault, Stage, StageContext
 from posttrain.rl.modes import Asking, ThinkingBudgets, mode_faults
 from posttrain.rl.queries import QuerySelection, select_queries, write_data
@@ -43,7 +43,7 @@ class RolloutStage(Stage):
     owned_options: ClassVar[Mapping[str, str]] = NO_EFFECT
 
     queries: QuerySelection = Field(description="which queries are asked, in which order")
-    modes: dict[Mode, float] | None = Field(
+    modes: dict[Mode, Weight] | None = Field(
         default=None, description="share of samples in each mode; default: the family's default mode alone"
     )
     flags: bool = Field(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from posttrain.evaluation.suites.data import offer_nltk
 
@@ -24,6 +25,10 @@ ENVIRONMENT = {
 }
 os.environ.update(ENVIRONMENT)
 offer_nltk()  # before any process of checkers starts
+
+# How fast examples are drawn or run says how busy the machine is, and nothing about what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 # Files that take minutes begin first, the longest before all others: none of them is left over for one process alone.

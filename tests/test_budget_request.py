@@ -177,7 +177,7 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     args=st.dictionaries(st.sampled_from([*KEYS, "reasoning_effort", "thinking", "thinking_x"]), VALUES),
     default=st.none() | st.integers(0, 20),

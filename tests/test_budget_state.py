@@ -258,13 +258,13 @@ def test_rules_that_make_no_sense_are_refused(change: dict[str, tuple[int, ...]]
 SEEDS = st.integers(0, 2**48)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(seed=SEEDS)
 def test_agrees_with_the_oracle_on_every_stream(seed: int) -> None:
     compare(random_case(seed, longest=60))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=SEEDS)
 def test_a_replayed_state_stands_where_the_live_one_stood(seed: int) -> None:
     """Any prefix, in any pieces. Where the engine replaced ends that it saw, the flags are needed, too."""
@@ -293,7 +293,7 @@ def fresh(case: Case) -> BudgetState:
     return BudgetState(case.rule, case.request, thinking_open=case.thinking_open, max_tokens=case.max_tokens)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     size=st.integers(3, 14),
     pieces=st.lists(

@@ -232,7 +232,6 @@ def test_the_judge_sees_each_fault(output: str) -> None:
 # --- rows
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_row_says_what_a_state_that_saw_every_token_says(data: st.DataObject) -> None:
     words = data.draw(st.sampled_from((WORDS, SPLIT)))
@@ -273,7 +272,7 @@ def test_a_placeholder_is_not_taken_for_a_token() -> None:
 # --- scores
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**31),
     st.lists(st.sampled_from([None, ((2, 3), 7), ((1,), 5)]), min_size=3, max_size=3),

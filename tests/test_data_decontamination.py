@@ -147,7 +147,7 @@ def test_an_index_can_be_asked_for_any_text() -> None:
 words = st.lists(st.sampled_from([f"w{i}" for i in range(8)]), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(words, min_size=1, max_size=4), words)
 def test_the_search_finds_exactly_what_the_rule_says(reserved: list[list[str]], tokens: list[str]) -> None:
     index = SimilarityIndex([" ".join(text) for text in reserved], method="lcs")
@@ -162,7 +162,7 @@ def test_the_search_finds_exactly_what_the_rule_says(reserved: list[list[str]], 
         assert matching[found.reserved] == found.lcs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.lists(st.integers(0, 12), max_size=8))
 def test_nothing_reserved_is_left_and_nothing_else_goes(train: list[int], reserved: list[int]) -> None:
     made = data(*(f"number {n}" for n in train))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_refused_data_leaves_no_file(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_bytes_at_all_give_anything_but_rows_or_a_named_fault(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([json.dumps(query(1)).encode(), *lines]))
@@ -183,6 +184,24 @@ def test_tool_calls_from_parquet_lose_the_nulls_that_it_made_up(tmp_path: Path) 
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": None, "tool_calls": calls}]
     path = parquet(tmp_path / "rows.parquet", {"messages": [messages]})
     assert load_data("d", Spec(path=str(path)), base_dir=tmp_path, seed=0)[0]["messages"] == messages
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 1, 1, tzinfo=UTC), b"x", float("nan")])
+@pytest.mark.parametrize("place", ["tool_calls", "tools", "entry"])
+def test_what_json_cannot_say_is_named_with_its_row(place: str, value: Any, tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"x": value}}}
+    answer: dict[str, Any] = {"role": "assistant", "content": "a"}
+    columns: dict[str, Any] = {"messages": [[{"role": "user", "content": "go"}, answer]]}
+    if place == "tool_calls":
+        answer["tool_calls"] = [call]
+    elif place == "tools":
+        columns["tools"] = [[call]]
+    else:
+        columns = {"prompt": ["q"], "answer": ["1"], "entry": [{"x": value}]}
+    path = parquet(tmp_path / "rows.parquet", columns)
+    with pytest.raises(PosttrainError, match=f"'{place}' cannot be written as JSON") as error:
+        load_data("d", Spec(path=str(path), verifier="number" if place == "entry" else None), base_dir=tmp_path, seed=0)
+    assert error.value.problems[0].where == f"{path}, row 1"
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_cannot_be_mixed(datasets: dict[str, Dataset], weights: dict[str, f
         mix(datasets, weights, size, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.floats(0.01, 10)), min_size=1, max_size=4),
     st.integers(1, 80),
@@ -161,7 +161,7 @@ def test_another_seed_reserves_others() -> None:
 keys = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 3)), min_size=1, max_size=50)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(keys, keys, st.integers(1, 12), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_appended_rows_never_move_a_problem_out_of_training(
     old: list[tuple[int, int]], new: list[tuple[int, int]], n: int, seed: int, rng: random.Random

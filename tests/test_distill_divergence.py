@@ -153,7 +153,7 @@ def test_the_gradient_is_the_slope(beta: float) -> None:
         assert slope == pytest.approx(expected, rel=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     beta=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99)),
     k=st.integers(1, ENTRIES),

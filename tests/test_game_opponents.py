@@ -22,7 +22,7 @@ from posttrain.rl.environments.strategic_gaming.zigzag_graph import Graph, Zigza
 
 seeds = st.integers(0, 10_000)
 difficulties = st.sampled_from(DIFFICULTIES)
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 @given(seeds)

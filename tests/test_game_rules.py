@@ -31,7 +31,7 @@ from posttrain.rl.environments.state_operation.safepath_finder import safe_cells
 
 seeds = st.integers(0, 10_000)
 difficulties = st.sampled_from(DIFFICULTIES)
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 # --- reading moves

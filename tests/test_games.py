@@ -184,7 +184,7 @@ def test_a_copy_of_draws_goes_on_as_they_do_and_leaves_them_alone() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_text_survives_and_an_invalid_move_changes_nothing(name: str, data: st.DataObject) -> None:
     difficulty = data.draw(st.sampled_from(DIFFICULTIES))
     game = game_class(name)(data.draw(st.integers(0, 5)), difficulty)

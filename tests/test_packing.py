@@ -62,7 +62,7 @@ def plain_best_fit(lengths: list[int], max_length: int) -> list[int]:
     return rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS)
 def test_best_fit_is_best_fit(lengths: list[int]) -> None:
     order, sizes = best_fit(np.array(lengths), 16)
@@ -72,7 +72,7 @@ def test_best_fit_is_best_fit(lengths: list[int]) -> None:
     assert sorted(fills) == sorted(plain_best_fit(lengths, 16))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(LENGTHS, st.integers(1, 4))
 def test_every_sample_comes_out_once_and_whole(lengths: list[int], rows_written: int) -> None:
     data = samples(*lengths)

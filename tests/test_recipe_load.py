@@ -204,7 +204,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     text=TEXTS,
     share=st.floats(allow_nan=False, allow_infinity=False),

@@ -15,8 +15,9 @@ import pytest
 
 from posttrain.recipe.option_fields import OptionField, architecture_config, config_fields
 from posttrain.recipe.option_types import mismatch
+from posttrain.recipe.real_config import real_config_faults
 from posttrain.recipe.stage import Stage
-from posttrain.recipe.trainer_options import LORA_CONFIG, LORA_OURS, OURS, real_config_faults, train_faults
+from posttrain.recipe.trainer_options import LORA_CONFIG, LORA_OURS, OURS, train_faults
 
 TRAINERS = ("trl:SFTConfig", "trl:GRPOConfig", "trl:DistillationConfig")
 
@@ -128,6 +129,44 @@ def test_the_real_class_is_asked_last() -> None:
     assert fault.loc == ("train", "num_generations")
     assert "generation_batch_size (2) must be divisible by num_generations (8)" in fault.what
     assert list(train_faults(Grpo, spread.train, ("train",))) == []  # the types are right
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adam_beta2": 1.0}, "Invalid beta parameter"),
+        ({"adam_epsilon": -1.0}, "Invalid epsilon"),
+        ({"optim": "sgd", "learning_rate": 0.1}, ""),
+        ({"optim": "adamw_bnb_8bit"}, ""),  # its library may be there and not here
+        ({"dataloader_num_workers": -1}, "num_workers option should be non-negative"),
+        ({"dataloader_prefetch_factor": 2}, "prefetch_factor"),
+        ({"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, ""),
+    ],
+)
+def test_what_options_make_is_made_once(options: dict[str, Any], said: str) -> None:
+    faults = real_config_faults(Grpo(kind="grpo", train=options), 1, ("train",))
+    assert [said in fault.what for fault in faults] == ([True] if said else [])
+
+
+class Dpo(Stage):
+    trainer_config: ClassVar[str] = "trl:DPOConfig"
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "said"),
+    [
+        (Grpo, {"loss_type": "dr_grop"}, ["`loss_type` knows no 'dr_grop'", "did you mean `dr_grpo`?"]),
+        (Grpo, {"importance_sampling_level": "turn"}, ["`importance_sampling_level` knows no 'turn'"]),
+        (Grpo, {"loss_type": "cispo", "importance_sampling_level": "sequence"}, []),
+        (Dpo, {"loss_type": ["sigmoid", "ip"]}, ["`loss_type` knows no 'ip'"]),
+        (Dpo, {"loss_type": ["sigmoid", "sft"]}, []),
+    ],
+)
+def test_texts_that_only_the_trainer_knows(stage: type[Stage], options: dict[str, Any], said: list[str]) -> None:
+    """They are plain text to the config class, and the trainer refuses them at its first loss."""
+    told = " ".join(f"{fault.what} {fault.remedy}" for fault in train_faults(stage, options, ("train",)))
+    assert bool(told) == bool(said)
+    assert all(text in told for text in said)
 
 
 def test_a_reporter_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.data.faults import BadRow
@@ -350,12 +350,35 @@ def test_an_expression_of_the_prompt_is_no_answer_to_it(prompt: str, answer: str
 
 @pytest.mark.parametrize(
     "constraint",
-    [{"kind": "wrods", "target": 1}, {"kind": "wrapped"}, {"kind": "include"}, {}, {"kind": "words", "target": "x"}],
+    [
+        *({"kind": "wrods", "target": 1}, {"kind": "wrapped"}, {"kind": "include"}, {}, {"kind": ["words"]}),
+        *({"kind": "words", "target": "x"}, {"kind": "words", "target": -1}, {"kind": "lines", "target": True}),
+        # None of these would demand anything, or what was meant.
+        *({"kind": "words"}, {"kind": "words", "taget": 4}, {"kind": "words", "low": 1, "tolerance": 2}),
+        *({"kind": "exclude", "phrases": "salt"}, {"kind": "include", "phrases": []}, {"kind": "bullets"}),
+        *({"kind": "include", "phrases": [1]}, {"kind": "matches", "forms": [""]}, {"kind": "equals", "text": 4}),
+    ],
 )
 def test_constraints_that_are_none_are_named_with_their_row(constraint: dict[str, Any]) -> None:
     reader = RowReader("mine", "queries", "constraints")
     with pytest.raises(BadRow, match="constraint"):
         reader({"prompt": "?", "entry": {"constraints": [constraint]}}, 1)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "kept", "broken"),
+    [
+        ({"kind": "words", "low": 2, "high": 3}, "a b", "a b c d"),
+        ({"kind": "characters", "target": 3, "tolerance": 1}, "ab", "a"),
+        ({"kind": "bullets", "count": 2}, "- a\n- b", "- a"),
+        ({"kind": "starts", "text": "So"}, "So be it", "so"),
+    ],
+)
+def test_constraints_of_files(constraint: dict[str, Any], kept: str, broken: str) -> None:
+    query = row("constraints", constraints=[constraint])
+    reader = RowReader("mine", "queries", "constraints")
+    assert reader({"prompt": "?", "entry": {"constraints": [constraint]}}, 1)
+    assert [score("constraints", text, query) for text in (kept, broken)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("words", "value"), [(5, 1.0), (4, 0.8), (7, 0.6), (10, 0.0), (30, 0.0)])
@@ -416,7 +439,6 @@ def test_a_loop_in_the_thinking_is_a_repetition_too() -> None:
     assert resolve_reward("repetition")(row("exact"), said(answered("fine"))).value == 1.0
 
 
-@settings(deadline=None)  # the first one imports what scores
 @given(st.text(max_size=60))
 def test_no_task_raises_for_whatever_a_model_emits(text: str) -> None:
     for name in SMALL:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
@@ -157,7 +157,6 @@ def test_soft_overlong_takes_its_buffer_as_an_option() -> None:
     assert reward(QUERY, rollout(THOUGHT, tokens=75)).value is None
 
 
-@settings(deadline=None)  # the first one imports what scores
 @given(st.text(max_size=60), st.sampled_from(["thinking", "non_thinking", None]), st.sampled_from(["", EMPTY]))
 def test_every_reward_gives_a_score_for_whatever_a_model_emits(text: str, mode: Mode | None, prefilled: str) -> None:
     sample = rollout(text, mode, prefilled=prefilled, tokens=len(text), max_tokens=60)

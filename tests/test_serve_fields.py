@@ -290,7 +290,7 @@ BODIES = st.dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(body=BODIES, api=st.sampled_from(APIS))
 def test_whatever_comes_is_refused_in_words_or_is_a_request_the_budget_takes(body: dict[str, Any], api: Api) -> None:
     try:

@@ -147,7 +147,7 @@ def test_repetition(text: str, expected: str | None) -> None:
     assert rule(Repetition(), response("", text, "non_thinking")) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(unit=st.text("abc de", min_size=1, max_size=12), times=st.integers(4, 12), head=st.text("xyz", max_size=30))
 def test_a_loop_is_found_and_its_unit_repeats_at_the_end(unit: str, times: int, head: str) -> None:
     text = head + unit * times
@@ -158,7 +158,7 @@ def test_a_loop_is_found_and_its_unit_repeats_at_the_end(unit: str, times: int, 
         assert len(found) <= len(unit)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words=st.lists(st.sampled_from("abcdefgh"), max_size=60), n=st.integers(2, 5))
 def test_the_repeated_share_counts_each_word_once(words: list[str], n: int) -> None:
     # Against its definition, word by word: a word counts when an n-gram over it was seen earlier.
@@ -310,7 +310,7 @@ def test_every_filter_has_a_switch_and_thresholds() -> None:
 # --- stated answers --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     value=st.integers(-999, 9999), form=st.sampled_from(["{}", "{}.0", "\\boxed{{{}}}", "${}$", "{} apples", "x = {}"])
 )
@@ -385,7 +385,7 @@ def test_domains_are_annotated_where_the_data_do_not_say() -> None:
     assert domains_of([named[0], puzzle | {"domain": "theirs"}, algebra]) == ["mine", "theirs", "math"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
     ratio=st.sampled_from([0.5, 1.0, 2.0]),

@@ -78,7 +78,7 @@ def fused(samples: list[Sample], spec: Fusion, seed: int = 0) -> list[tuple[list
 # --- the contract ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samples=SAMPLES, spec=SPEC, seed=st.integers(0, 99))
 def test_the_last_flag_wins_at_every_turn(samples: list[Sample], spec: Fusion, seed: int) -> None:
     for messages, _ in fused(samples, spec, seed):
@@ -91,7 +91,7 @@ def test_the_last_flag_wins_at_every_turn(samples: list[Sample], spec: Fusion, s
         assert all(mode == in_force for mode, in_force in turn_modes(messages, QWEN3))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples=SAMPLES, spec=SPEC, seed=st.integers(0, 99))
 def test_every_sample_is_used_once_with_its_own_answer(samples: list[Sample], spec: Fusion, seed: int) -> None:
     used = []
@@ -102,7 +102,7 @@ def test_every_sample_is_used_once_with_its_own_answer(samples: list[Sample], sp
     assert Counter(used) == Counter(id(sample) for sample in samples)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples=SAMPLES, spec=SPEC, seed=st.integers(0, 99))
 def test_it_follows_from_the_seed_and_leaves_the_samples_alone(samples: list[Sample], spec: Fusion, seed: int) -> None:
     before = [str(sample) for sample in samples]
@@ -111,7 +111,7 @@ def test_it_follows_from_the_seed_and_leaves_the_samples_alone(samples: list[Sam
     assert before == [str(sample) for sample in samples]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples=SAMPLES, spec=SPEC, seed=st.integers(0, 9))
 def test_every_turn_is_supervised_in_its_own_mode(samples: list[Sample], spec: Fusion, seed: int) -> None:
     for messages, _ in fused(samples, spec, seed):
@@ -127,7 +127,7 @@ def test_every_turn_is_supervised_in_its_own_mode(samples: list[Sample], spec: F
 # --- shares ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(unflagged=st.floats(0, 1), in_system=st.floats(0, 1), thinking=st.integers(20, 400), seed=st.integers(0, 99))
 def test_shares_of_flags_hold_to_one(unflagged: float, in_system: float, thinking: int, seed: int) -> None:
     samples = [single(n, "thinking" if n < thinking else "non_thinking") for n in range(thinking + 50)]
@@ -144,7 +144,7 @@ def test_shares_of_flags_hold_to_one(unflagged: float, in_system: float, thinkin
     assert counts["thinking_turns"] == thinking and counts["non_thinking_turns"] == 50
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(share=st.floats(0, 1), lo=st.integers(2, 4), more=st.integers(0, 2), seed=st.integers(0, 99))
 def test_share_and_length_of_dialogues_hold(share: float, lo: int, more: int, seed: int) -> None:
     modes = half(400)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.templates.families import FAMILIES, Family, get_family
@@ -15,7 +15,7 @@ from posttrain.templates.render import render, render_training
 
 HYBRID, THINKING, INSTRUCT = (get_family(n) for n in ("qwen3", "qwen3_thinking_2507", "qwen3_instruct_2507"))
 FAMILY = st.sampled_from(sorted(FAMILIES)).map(get_family)
-EXAMPLES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=300)
 EMPTY = "<think>\n\n</think>\n\n"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
@@ -20,7 +20,7 @@ from posttrain.templates.recognize import family_of_template
 from posttrain.templates.render import last_flag, render, render_training, template_text
 
 FAMILY = st.sampled_from(sorted(FAMILIES)).map(get_family)
-EXAMPLES = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=250)
 
 # --- conversations ---------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ def conversations(draw: st.DrawFn, family: Family) -> list[dict[str, Any]]:
 
 
 CASES = FAMILY.flatmap(lambda family: st.tuples(st.just(family), conversations(family)))
-EXAMPLES = settings(max_examples=150, deadline=None)
+EXAMPLES = settings(max_examples=150)
 
 
 def encoded(family: Family, messages: Any, **options: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.errors import PosttrainError
@@ -47,7 +47,6 @@ def test_an_expression_is_worked_one_operation_a_line(text: str, answer: str, st
     assert expression(text, answer, hasty=True) == f"{text} = {answer}"
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.sampled_from("+-"), st.integers(-99, 99)), min_size=1, max_size=5), st.integers(-99, 99))
 def test_running_sums_hold_line_by_line(terms: list[tuple[str, int]], first: int) -> None:
     text = " ".join([str(first), *(f"{sign} {term}" for sign, term in terms)])

@@ -31,7 +31,10 @@ def looks_local(name: str, folder: Path | None = None) -> bool:
         return True
     if folder is None:
         return False
-    return (folder / name).exists() or ("/" in name and (folder / name.partition("/")[0]).is_dir())
+    try:
+        return (folder / name).exists() or ("/" in name and (folder / name.partition("/")[0]).is_dir())
+    except OSError:  # too long for a file's name: no hub has it either, and says so
+        return False
 
 
 def resolve(path: str, base_dir: Path) -> list[Path] | Path:

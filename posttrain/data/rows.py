@@ -176,6 +176,7 @@ def _message(value: Any, position: int) -> Row:
         for call in calls:
             _check_tool_call(call.get("function") or call, position)
         message["tool_calls"] = [_tool_call(call) for call in calls]
+        _json(message["tool_calls"], f"message {position}: 'tool_calls'")
     if role != "assistant" and "reasoning_content" in message:
         raise BadRow(f"message {position}: only an assistant turn can have reasoning_content")
     if message["content"] is None and not (role == "assistant" and "tool_calls" in message):
@@ -254,7 +255,16 @@ def _tools(row: Mapping[str, Any]) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(f"column 'tools' is a list of objects, not {kind_of(tools)}")
+    _json(tools, "column 'tools'")
     return tools
+
+
+def _json(value: Any, what: str) -> str:
+    """A value as JSON. Parquet has more than JSON can say: dates, bytes, and a number that is none."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"{what} cannot be written as JSON: {error}") from None
 
 
 def _required(row: Mapping[str, Any], name: str) -> Any:
@@ -274,5 +284,5 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if name == "entry" and isinstance(value, dict | list):
-        return json.dumps(value)
+        return _json(value, "column 'entry'")
     raise BadRow(f"column {name!r} is text or a number, not {kind_of(value)}")

@@ -16,12 +16,13 @@ from posttrain.recipe.data_faults import task_option_faults
 from posttrain.recipe.kinds import STAGE_KINDS, stage_class
 from posttrain.recipe.local_paths import path_faults, with_absolute_paths, written_path_faults
 from posttrain.recipe.overrides import Override, apply_overrides, parse_overrides
+from posttrain.recipe.real_config import real_config_faults
 from posttrain.recipe.references import Parts, reference_faults
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.schema_faults import validate
 from posttrain.recipe.source import Source, read_source
 from posttrain.recipe.stage import Fault, Stage
-from posttrain.recipe.trainer_options import architecture_faults, lora_faults, real_config_faults, train_faults
+from posttrain.recipe.trainer_options import architecture_faults, lora_faults, train_faults
 from posttrain.recipe.words import Loc, describe
 
 SECTIONS = {

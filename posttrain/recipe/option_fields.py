@@ -63,6 +63,38 @@ def config_fields(reference: str, *, undecorated: bool = False) -> Mapping[str, 
     return dict(_fields(*found, undecorated))
 
 
+@cache
+def trainers_choices(reference: str, option: str) -> tuple[str, ...]:
+    """The texts that a config class or its trainer holds an option against; () where no source of theirs can be read.
+
+    Some options are plain text to the config, and refused at the first loss. Right for options whose every value the
+    trainer asks for by name, as `loss_type`.
+
+    Args:
+        reference: the config class, `module:Class`; the trainer of `x_config` is in `x_trainer`.
+    """
+    module_name, _, class_name = reference.partition(":")
+    found = _resolve(module_name, class_name)
+    config = found[0].name if found else ""
+    paths = [module_path(name) for name in (config, config.removesuffix("_config") + "_trainer")]
+    held: dict[str, None] = {}
+    for tree in [ast.parse(path.read_text(encoding="utf-8")) for path in paths if path]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and option in (
+                getattr(node.left, "attr", ""),
+                getattr(node.left, "id", ""),
+            ):
+                held |= dict.fromkeys(_texts(node.comparators))
+    return tuple(held)
+
+
+def _texts(sides: list[ast.expr]) -> Iterator[str]:
+    for side in sides:
+        for value in side.elts if isinstance(side, ast.List | ast.Tuple | ast.Set) else [side]:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value
+
+
 def _fields(module: _Module, cls: ast.ClassDef, undecorated: bool) -> dict[str, OptionField]:
     fields: dict[str, OptionField] = {}
     for base in reversed(cls.bases):

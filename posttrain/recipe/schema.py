@@ -15,6 +15,7 @@ from posttrain.recipe.stage import Stage
 from posttrain.templates.families import Kind, Mode
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e9)]  # relative to others', whose sum must not be infinite
 
 
 class Spec(BaseModel):

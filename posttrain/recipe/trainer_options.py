@@ -6,14 +6,18 @@ They are not declared again here: names, types and choices are read from the ins
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from posttrain.recipe.option_fields import OptionField, architecture_config, config_fields, model_type_config
+from posttrain.recipe.option_fields import (
+    OptionField,
+    architecture_config,
+    config_fields,
+    model_type_config,
+    trainers_choices,
+)
 from posttrain.recipe.option_types import choices_of, mismatch
 from posttrain.recipe.stage import Fault, Stage
 from posttrain.recipe.words import Loc, describe, did_you_mean, either, mend, nearest
@@ -50,10 +54,11 @@ AT_LEAST = {
         "max_completion_length hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "head_dim vocab_size max_position_embeddings"
     ),
-    0: "learning_rate num_train_epochs weight_decay max_grad_norm temperature top_p beta",
+    0: "learning_rate num_train_epochs weight_decay max_grad_norm temperature top_p beta epsilon",
 }
 LOWEST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
-OF_THE_MACHINE = ("tf32",)  # refused by a class where there is no such GPU: a recipe is checked anywhere
+MOST_EPOCHS = 1_000_000  # more is a slip, and more than a float counts steps with
+HELD_BY_THE_TRAINER = ("loss_type", "importance_sampling_level")  # plain text to the config, refused at the first loss
 ENDLESS = ("max_grad_norm",)  # infinite: nothing is clipped
 LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
 # Taken by transformers' base configuration through keyword arguments, and so among no class's fields.
@@ -98,7 +103,17 @@ def train_faults(stage: type[Stage], train: Mapping[str, Any], loc: Loc) -> Iter
             )
         else:
             yield fault
+    for name in HELD_BY_THE_TRAINER:
+        if name in train and name not in ours:
+            yield from _choice_faults(stage.trainer_config, name, train[name], loc)
     yield from _reporter_faults(train.get("report_to"), (*loc, "report_to"))
+
+
+def _choice_faults(config: str, name: str, value: Any, loc: Loc) -> Iterator[Fault]:
+    known = trainers_choices(config, name)
+    for text in value if isinstance(value, list) else [value]:
+        if known and isinstance(text, str) and text not in known:
+            yield Fault((*loc, name), f"`{name}` knows no {text!r}", remedy=did_you_mean(text, known))
 
 
 def lora_faults(lora: Mapping[str, Any], loc: Loc) -> Iterator[Fault]:
@@ -198,6 +213,8 @@ def _bound(name: str, value: float) -> str:
         return "a finite number"
     if value < LOWEST.get(name, value):
         return f"at least {LOWEST[name]}"
+    if name == "num_train_epochs" and value > MOST_EPOCHS:
+        return f"at most {MOST_EPOCHS:,}"
     if name == "top_p" and value > 1:
         return "at most 1"
     if name == "max_steps" and value < 1 and value != -1:
@@ -216,57 +233,3 @@ def _reporter_faults(report_to: Any, loc: Loc) -> Iterator[Fault]:
         elif find_spec(REPORTERS[name]) is None:
             remedy = f"install {REPORTERS[name]}, or leave it out"
             yield Fault(loc, f"`report_to` names {name}, which is not installed", remedy=remedy)
-
-
-def real_config_faults(stage: Stage, processes: int, loc: Loc) -> list[Fault]:
-    """What the trainer's own config class refuses, told at the option it names. Imports the trainer's library.
-
-    Args:
-        processes: how many processes the engine starts: batch sizes are counted over all of them.
-        loc: the place of the stage's `train:`.
-    """
-    import importlib
-    import io
-    import tempfile
-    import warnings
-
-    if not stage.trainer_config:
-        return []
-    module, _, name = stage.trainer_config.partition(":")
-    cls = getattr(importlib.import_module(module), name)
-    # The class counts processes by asking torch.distributed; a check runs in one process for all of them.
-    counted = type(name, (cls,), {"world_size": property(lambda self: processes)})
-    quiet = contextlib.redirect_stderr(io.StringIO())
-    judged = {option: value for option, value in stage.train.items() if option not in OF_THE_MACHINE}
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), quiet, _environment_kept():
-        warnings.simplefilter("ignore")
-        try:
-            made = counted(**{**judged, "output_dir": directory, "use_cpu": True, "report_to": "none"})
-            _try_scheduler(made)
-        except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            named = [option for option in stage.train if option in said]
-            place = (*loc, named[0]) if named else loc
-            return [Fault(place, f"{name} refuses these options: {said}")]
-    return []
-
-
-@contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
-    """transformers leaves `torch_compile` and others in the environment, where every later trainer would find them."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _try_scheduler(config: Any) -> None:
-    """Make the schedule of the learning rate: which options one takes, and needs, only its function knows."""
-    import torch
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    options = config.lr_scheduler_kwargs
-    get_scheduler(config.lr_scheduler_type, optimizer, 1, 1_000_000, scheduler_specific_kwargs=options)

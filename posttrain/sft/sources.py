@@ -52,7 +52,9 @@ class SampleSource(Spec):
     mode: Mode | None = Field(
         default=None, description="non_thinking: reasoning is left out; thinking: demanded; default: each row as it is"
     )
-    weight: float | None = Field(default=None, gt=0.0, description="share in the mix, relative to the other sources'")
+    weight: float | None = Field(
+        default=None, gt=0.0, le=1e9, description="share in the mix, relative to the other sources'"
+    )
     limit: int | None = Field(default=None, gt=0, description="samples at most, drawn at random after the filters")
     filters: bool = Field(default=True, description="false: the stage's filters leave this source alone")
 

@@ -194,7 +194,7 @@ def _step_weights(steps: Sequence[int] | Mapping[Any, float]) -> tuple[dict[int,
         else:
             lowest, highest = steps
             weights = dict.fromkeys(range(int(lowest), int(highest) + 1), 1.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {}, [wrong]
     sound = weights and all(1 <= n <= MAX_STEPS for n in weights) and _are_weights(weights.values())
     return weights, [] if sound else [wrong]

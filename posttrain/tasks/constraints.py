@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.errors import PosttrainError, Problem
@@ -99,6 +99,19 @@ CHECKS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
 }
 
 
+_LENGTH = ("target", "low", "high")  # one of them, or several; with `target`, a `tolerance` as well
+_NEEDS: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(LENGTHS, ()),
+    **dict.fromkeys(("include", "exclude"), ("phrases",)),
+    **dict.fromkeys(("starts", "ends", "equals"), ("text",)),
+    **{"upper": (), "lower": (), "distinct": (), "bullets": ()},
+    **{"wrapped": ("open", "close"), "vocabulary": ("words",), "matches": ("forms",)},
+}
+"""What a constraint of a kind must say. Lengths and bullets say one thing of several."""
+_ONE_OF: Mapping[str, Sequence[str]] = {**dict.fromkeys(LENGTHS, _LENGTH), "bullets": ("count", "items")}
+_TEXTS, _LISTS = ("text", "open", "close"), ("phrases", "words", "forms", "items")
+
+
 def broken(text: str, constraints: Demands) -> list[str]:
     """The kinds of the constraints that a text does not keep."""
     return [str(c["kind"]) for c in constraints if not CHECKS[c["kind"]](text, c)]
@@ -114,14 +127,36 @@ def demands_problem(constraints: Any) -> str | None:
     """What is wrong with a list of constraints, or None."""
     if not isinstance(constraints, list) or not constraints:
         return "its constraints are no list"
-    for c in constraints:
-        if not isinstance(c, dict) or c.get("kind") not in CHECKS:
-            return f"{c!r:.80} is no constraint; kinds are {', '.join(CHECKS)}"
-        try:
-            CHECKS[c["kind"]]("a b", c)
-        except (KeyError, TypeError, ValueError) as error:
-            return f"the constraint {c!r:.80} lacks {error}"
-    return None
+    return next((problem for c in constraints if (problem := _demand_problem(c))), None)
+
+
+def _demand_problem(c: Any) -> str | None:
+    kind = c.get("kind") if isinstance(c, dict) else None
+    if not isinstance(kind, str) or kind not in CHECKS:
+        return f"{c!r:.80} is no constraint; kinds are {', '.join(CHECKS)}"
+    choice = _ONE_OF.get(kind, ())
+    known = {"kind", *_NEEDS[kind], *choice, *(["tolerance"] if "target" in choice and "target" in c else [])}
+    if unknown := [key for key in c if key not in known]:
+        return f"the constraint {c!r:.80} has {unknown[0]!r:.40}; one of {kind} has {', '.join(sorted(known))}"
+    lacking = [key for key in _NEEDS[kind] if key not in c]
+    if choice and not any(key in c for key in choice):
+        lacking.append(" or ".join(choice))
+    if lacking:
+        return f"the constraint {c!r:.80} lacks {', '.join(lacking)}"
+    wrong = next((key for key in c if key != "kind" and not _fits(key, c[key])), None)
+    return wrong and f"in the constraint {c!r:.80}, {wrong} is {_form(wrong)}, not {c[wrong]!r:.40}"
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key in _TEXTS:
+        return isinstance(value, str)
+    if key in _LISTS:
+        return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _form(key: str) -> str:
+    return "a text" if key in _TEXTS else "a list of texts" if key in _LISTS else "a whole number, 0 or above"
 
 
 # --- the small problems
