@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.model.artifacts import MANIFEST, faults_of, is_complete, read_rows, seal, write_json, write_text
+from posttrain.model.artifacts import (
+    MANIFEST,
+    Damaged,
+    faults_of,
+    is_complete,
+    read_json,
+    read_rows,
+    seal,
+    write_json,
+    write_text,
+)
 from posttrain.recipe.demands import parse_demand
 from posttrain.run.gates import figure, missed
 
@@ -22,6 +32,19 @@ def sealed(path: Path) -> Path:
 def test_sealed_directory_is_whole(tmp_path: Path) -> None:
     directory = sealed(tmp_path / "d")
     assert is_complete(directory) and faults_of(directory) == []
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null", '"text"', "[" * 100_000])
+def test_what_is_no_object_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "clock.json"
+    assert read_json(path) is None
+    path.write_text(content)
+    with pytest.raises(Damaged, match=r"clock\.json: (no JSON object|not JSON)"):
+        read_json(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Damaged, match=r"clock\.json: not JSON"):
+        read_json(path)
 
 
 def test_without_its_manifest_a_directory_is_incomplete(tmp_path: Path) -> None:
@@ -40,6 +63,7 @@ def test_without_its_manifest_a_directory_is_incomplete(tmp_path: Path) -> None:
         (lambda d: (d / MANIFEST).write_text("{"), "not JSON"),
         (lambda d: (d / MANIFEST).write_text("{}"), "it names no files"),
         (lambda d: (d / MANIFEST).write_bytes(b"\xff\xfe"), "not JSON"),
+        (lambda d: (d / MANIFEST).write_text("[]"), "no JSON object"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, harm: object, said: str) -> None:

@@ -373,13 +373,18 @@ def test_answers_under_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content"), [("answers.jsonl", "rubbish\n"), ("answers.jsonl", "[1]\n"), ("settings.json", "[1]")]
+    ("file", "content", "said"),
+    [
+        ("answers.jsonl", "rubbish\n", "answers.jsonl is damaged"),
+        ("answers.jsonl", "[1]\n", "answers.jsonl is damaged"),
+        ("settings.json", "[1]", "settings.json: no JSON object"),
+    ],
 )
-def test_damaged_answers_are_named(file: str, content: str, tmp_path: Path) -> None:
+def test_damaged_answers_are_named(file: str, content: str, said: str, tmp_path: Path) -> None:
     play(tmp_path, Counted())
     (tmp_path / "manifest.json").unlink()
     (tmp_path / file).write_text(content)
-    with pytest.raises(PosttrainError, match=rf"{file} is damaged"):
+    with pytest.raises(PosttrainError, match=said):
         play(tmp_path, Counted())
 
 

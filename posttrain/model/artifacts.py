@@ -45,22 +45,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Damaged(PosttrainError, ValueError):
-    """A file that is no JSON."""
+    """A file that is no JSON object."""
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, or return None where there is no such file.
+    """Read a JSON object, or return None where there is no such file.
 
     Raises:
         Damaged: it is none. Whatever the file belongs to was not written by this module, or was changed since.
     """
     if not path.exists():
         return None
+    remedy = "put back what was there, or remove what it belongs to"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        remedy = "put back what was there, or remove what it belongs to"
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(Problem(f"not JSON ({error})", str(path), remedy=remedy)) from error
+    if not isinstance(value, dict):
+        raise Damaged(Problem("no JSON object", str(path), remedy=remedy))
+    return value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -143,11 +143,12 @@ def refuse(error: PosttrainError) -> bool:
     if folder is None:
         return False
     rank = os.environ.get("RANK", "0")
-    write_json(Path(folder) / f"refusal-{rank}.json", [dataclasses.asdict(problem) for problem in error.problems])
+    problems = [dataclasses.asdict(problem) for problem in error.problems]
+    write_json(Path(folder) / f"refusal-{rank}.json", {"problems": problems})
     return True
 
 
 def refusals(folder: Path) -> list[Problem]:
     """What the launched processes refused, each problem once."""
-    told = [problem for path in sorted(folder.glob("refusal-*.json")) for problem in read_json(path)]
+    told = [problem for path in sorted(folder.glob("refusal-*.json")) for problem in read_json(path)["problems"]]
     return [Problem(**json.loads(text)) for text in dict.fromkeys(json.dumps(problem) for problem in told)]

@@ -138,8 +138,6 @@ def _spread(counts: Sequence[int]) -> dict[str, float]:
 def _same_settings(directory: Path, facts: Mapping[str, Any]) -> None:
     path = directory / "settings.json"
     known = read_json(path)
-    if not isinstance(known, dict | None):
-        raise PosttrainError(Problem(f"{path} is damaged: no JSON object", remedy=f"remove {directory}"))
     if known is None:
         write_json(path, facts)
         return
