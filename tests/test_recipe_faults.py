@@ -487,6 +487,8 @@ def test_aliases_do_not_explode(folder: Path) -> None:
         ("stages.cold_start.train.max_length=0", "`max_length` must be at least 1, not 0"),
         ("stages.cold_start.train.max_steps=0", "`max_steps` must be at least 1, or -1 for `num_train_epochs`"),
         ("stages.rl.train.top_p=2", "`top_p` must be at most 1, not 2"),
+        ("stages.rl.train.num_train_epochs=1e308", "`num_train_epochs` must be at most 1,000,000, not 1e.308"),
+        ("model.config.num_hidden_layers=1000000", "`num_hidden_layers` must be at most 2,000, not 1000000"),
         ("model.config.hidden_size=0", "`hidden_size` must be at least 1, not 0"),
         ("name.first=x", "`name` is the text 'tiny': nothing can be set below it"),
         ("seed", "not of the form KEY=VALUE"),

@@ -57,7 +57,8 @@ AT_LEAST = {
     0: "learning_rate num_train_epochs weight_decay max_grad_norm temperature top_p beta epsilon",
 }
 LOWEST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
-MOST_EPOCHS = 1_000_000  # more is a slip, and more than a float counts steps with
+# More is a slip: steps that no float counts, or a network that takes minutes to be laid out for its plan.
+HIGHEST = {"num_train_epochs": 1_000_000, "num_hidden_layers": 2_000, "top_p": 1}
 HELD_BY_THE_TRAINER = ("loss_type", "importance_sampling_level")  # plain text to the config, refused at the first loss
 ENDLESS = ("max_grad_norm",)  # infinite: nothing is clipped
 LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
@@ -213,10 +214,8 @@ def _bound(name: str, value: float) -> str:
         return "a finite number"
     if value < LOWEST.get(name, value):
         return f"at least {LOWEST[name]}"
-    if name == "num_train_epochs" and value > MOST_EPOCHS:
-        return f"at most {MOST_EPOCHS:,}"
-    if name == "top_p" and value > 1:
-        return "at most 1"
+    if value > HIGHEST.get(name, value):
+        return f"at most {HIGHEST[name]:,}"
     if name == "max_steps" and value < 1 and value != -1:
         return "at least 1, or -1 for `num_train_epochs`"
     return ""
