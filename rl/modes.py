@@ -93,7 +93,7 @@ def deal_budgets(count: int, spec: ThinkingBudgets | None, order: random.Random)
 def mode_faults(asking: Asking, family: Family, kind: Kind) -> Iterator[Fault]:
     """Modes, flags and budgets that a family, or the kind of the starting model, does not have."""
     modes = {mode for mode, share in asking.modes.items() if share > 0}
-    if not modes or any(share < 0 for share in asking.modes.values()):
+    if not modes:
         yield Fault(("modes",), "no mode has a positive share", remedy="as modes: {thinking: 0.75, non_thinking: 0.25}")
     for mode in sorted(modes - set(family.modes)):
         yield Fault(
